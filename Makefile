@@ -1,0 +1,36 @@
+# Every target sets up what it needs on a fresh machine: only Python 3.11+ and make are assumed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/core.stamp
+	$(BIN)/egal-bench compare --preset quick --shortcut 0.8 --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing egal-bench into $(VENV) (a few minutes the first time: PyTorch is large)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	@echo "Installing egal-bench with its test and peer libraries into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev,peers]'
+	@touch $@ $(VENV)/core.stamp

@@ -1,0 +1,21 @@
+"""Acquisition kernels: feature maps and ROIs in; logits, entropy and CAM-ROI overlap counts out.
+
+The names below are imported on first use: `egal_kernels.conventions` can be read without loading torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from egal_kernels.acquisition import Acquisition, acquire
+    from egal_kernels.roi import PackedRoi, pack_roi
+
+_HOMES = {"Acquisition": "acquisition", "PackedRoi": "roi", "acquire": "acquisition", "pack_roi": "roi"}
+
+__all__ = ["Acquisition", "PackedRoi", "acquire", "pack_roi"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

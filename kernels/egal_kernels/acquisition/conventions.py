@@ -1,0 +1,66 @@
+"""From a class map to the map that is compared with the ROI: a named recipe for each library."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Class map [B, h, w], (H, W) → map [B, H, W]: ReLU, min-max, bilinear resize, min-max, of which some are left out.
+
+    A min-max is given by its ε, None where there is none: maps lose their minimum and are divided by maximum + ε.
+    """
+
+    relu: bool
+    low: float | None  # ε of the min-max at low resolution
+    full: float | None  # ε of the min-max at full resolution
+
+    def __call__(self, class_map: Tensor, size: tuple[int, int]) -> Tensor:
+        low = torch.relu(class_map) if self.relu else class_map.clone()
+        full = resize(low if self.low is None else _min_max_(low, self.low), size)
+        return full if self.full is None else _min_max_(full, self.full)
+
+
+RECIPES = {  # the names are those of egal_kernels.conventions
+    # pytorch-grad-cam 1.5, BaseCAM.forward; its ReLU after the resize has nothing left to clip. The ε of the last
+    # min-max keeps the peak below 1: no pixel is ≥ 1. A constant or nowhere positive class map gives zeros.
+    "grad-cam": Recipe(relu=True, low=1e-7, full=1e-7),
+}
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """`maps` [B, h, w] at `size` (H, W): bilinear, half-pixel centres, clamped at the border, no antialiasing.
+
+    The sampling of `F.interpolate(align_corners=False)` and `cv2.resize(INTER_LINEAR)`; along x, then along y.
+    """
+    return _resize_axis(_resize_axis(maps, 2, size[1]), 1, size[0])
+
+
+def _resize_axis(maps: Tensor, dim: int, size: int) -> Tensor:
+    """a + t·(b − a) along `dim` between source neighbours a and b; each operation is rounded, none is fused.
+
+    So written, every value lies between a and b and moves monotonically with t: where a resized column passes a
+    threshold between two source rows, it does so once.
+    """
+    n = maps.shape[dim]
+    source, t = taps(n, size, maps.dtype, maps.device)
+    step = maps.diff(dim=dim, append=maps.narrow(dim, n - 1, 1))  # b − a; 0 past the last, which is the clamp there
+    t = t.unsqueeze(1) if dim == 1 else t
+    return step.index_select(dim, source).mul_(t).add_(maps.index_select(dim, source))
+
+
+@lru_cache(maxsize=64)  # a dozen small ops that would otherwise cost each chunk as much as a pass over its maps
+def taps(n: int, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Index of neighbour a, int64 [size], and weight t of neighbour b, [size] in [0, 1), resampling n to `size`."""
+    # source coordinate (i + ½)·n/size − ½ in units of 1/(2·size): integers, so that it is exact in every dtype
+    position = torch.arange(1, 2 * size, 2, device=device).mul_(n).sub_(size).clamp_min_(0)
+    return position // (2 * size), (position % (2 * size)).to(dtype).div_(2 * size)
+
+
+def _min_max_(maps: Tensor, epsilon: float) -> Tensor:
+    """`maps` [B, ·, ·], each scaled in place to [0, 1)."""
+    maps.sub_(maps.amin((1, 2), keepdim=True))
+    return maps.div_(maps.amax((1, 2), keepdim=True) + epsilon)

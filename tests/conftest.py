@@ -1,0 +1,19 @@
+"""Fixtures that every package's tests share."""
+
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Path of the folder of real datasets; the test is skipped, with a message, where a named one is absent."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name / "labels.csv").is_file():
+            pytest.skip(f"real dataset {name} is not beside this checkout (looked in ../shared/data)")
+        return DATA / name
+
+    return find
