@@ -1,0 +1,150 @@
+"""`index.parquet`: one row a sample, in the order of the shards, checked against the manifest when it is read."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from egal_shards.errors import ShardError
+from egal_shards.layout import BLOCK, HEADER, KEY, MAX_SAMPLE_JSON, SPLITS, roi_shape
+from egal_shards.manifest import INDEX, Manifest
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        # image offset, size, roi offset, size (0, 0 where there is none), json offset, size: payload bytes in the shard
+        pa.field("offsets", pa.list_(pa.field("element", pa.int64(), nullable=False), 6), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("roi_area", pa.int32(), nullable=False),  # pixels at the packed size
+        pa.field("sha256", pa.binary(32), nullable=False),  # of image, roi and json payloads, one after the other
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """The columns of the index. Strings stay in Arrow's compact form until they are asked for."""
+
+    table: pa.Table
+    texts: dict[str, pa.Array]  # its columns key, group, split and sha256
+    shard: np.ndarray  # int32 [N]
+    offsets: np.ndarray  # int64 [N,6]
+    label: np.ndarray  # int64 [N]
+    roi_area: np.ndarray  # int32 [N]
+
+    def text(self, column: str, i: int) -> Any:
+        """Row i of a column of strings or digests."""
+        return self.texts[column][i].as_py()
+
+    def span(self, i: int) -> tuple[int, int]:
+        """Bytes of the shard from the first of row i's image to the last of its json."""
+        return int(self.offsets[i, 0]), int(self.offsets[i, 4] + self.offsets[i, 5])
+
+    def payloads(self, i: int, span: bytes) -> tuple[bytes, bytes, bytes]:
+        """Image, roi (empty where there is none) and json of row i, from the bytes of its span."""
+        first = self.offsets[i, 0]
+        image, roi, text = (
+            span[at - first : at - first + size] if size else b"" for at, size in self.offsets[i].reshape(3, 2)
+        )
+        return image, roi, text
+
+    @classmethod
+    def read(cls, folder: Path, manifest: Manifest) -> "Index":
+        """The index of a set. ShardError where it is not the one that the manifest describes."""
+        path = folder / INDEX
+        table = _table(path, manifest)
+        offsets = table["offsets"].combine_chunks().flatten().to_numpy().reshape(-1, 6)
+        numbers = {name: table[name].to_numpy() for name in ("shard", "label", "roi_area")}
+        texts = {name: table[name].combine_chunks() for name in ("key", "group", "split", "sha256")}
+        index = cls(table, texts, offsets=offsets, **numbers)
+        for fault, free in _rules(index, manifest):
+            if not free:
+                raise ShardError(f"{path}: {fault}; pack the set again")
+        return index
+
+
+def index_bytes(columns: dict[str, list[Any]]) -> bytes:
+    """The Parquet file of these columns."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="zstd", store_schema=False)
+    return sink.getvalue().to_pybytes()
+
+
+def _table(path: Path, manifest: Manifest) -> pa.Table:
+    try:
+        if path.stat().st_size != manifest.index.bytes:
+            raise ShardError(f"{path}: has another size than the manifest says; copy or pack the set again")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; copy or pack the set again") from None
+    if hashlib.sha256(raw).hexdigest() != manifest.index.sha256:
+        raise ShardError(f"{path}: does not match its digest in the manifest; copy or pack the set again")
+    foreign = ShardError(f"{path}: its columns or row count are not those of the format; pack the set again")
+    try:
+        file = pq.ParquetFile(pa.BufferReader(raw))
+        if file.schema_arrow.names != SCHEMA.names or file.metadata.num_rows != manifest.counts.samples:
+            raise foreign
+        table = file.read(use_threads=False).cast(SCHEMA)  # Arrow's threads can abort a process that ends at once
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{path}: cannot be read ({str(error).splitlines()[0]}); pack the set again") from None
+    except ValueError:  # a missing value in a column that may have none
+        raise foreign from None
+    if any(column.null_count for column in (*table.columns, table["offsets"].combine_chunks().flatten())):
+        raise foreign
+    return table
+
+
+def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """(fault, whether the set is free of it); later rules presuppose the earlier."""
+    samples = [shard.samples for shard in manifest.shards]
+    key, split = index.table["key"], index.table["split"]
+    yield (
+        "a key is not 1 to 80 of A-Z a-z 0-9 _ -",
+        pc.all(pc.match_substring_regex(key, rf"\A{KEY.pattern}\z")).as_py(),
+    )
+    yield "a key occurs twice", pc.count_distinct(key).as_py() == len(key)
+    ordered = np.array_equal(index.shard, np.repeat(np.arange(len(samples)), samples))
+    yield "its shards are not those of the manifest, in order", ordered
+    yield "its offsets are not those of whole members, one after the other", _whole(index, manifest)
+    labels = index.label[(index.label >= 0) & (index.label < len(manifest.classes))]
+    per_class = np.bincount(labels, minlength=len(manifest.classes)).tolist()
+    yield "its labels are not those that the manifest counts", per_class == list(manifest.counts.classes.values())
+    splits = {name: pc.sum(pc.equal(split, name)).as_py() for name in SPLITS}
+    yield "its splits are not those that the manifest counts", splits == manifest.counts.splits
+    marked = (index.roi_area > 0) == (index.offsets[:, 3] > 0)
+    possible = marked & (index.roi_area >= 0) & (index.roi_area <= manifest.image.size**2)
+    yield "an ROI area is impossible", bool(possible.all())
+
+
+def _whole(index: Index, manifest: Manifest) -> bool:
+    """Payload sizes are those of the format, and members fill each shard from its first block to its end marker."""
+    image, roi, text = index.offsets[:, 1], index.offsets[:, 3], index.offsets[:, 5]
+    pixels = manifest.image.channels * manifest.image.size**2
+    words = 4 * int(np.prod(roi_shape(manifest.image.size)))
+    if manifest.image.format == "npy":
+        sized = (image == HEADER + pixels).all()
+    else:
+        sized = ((image > 0) & (image <= 2 * pixels + (1 << 16))).all()  # far above what an encoder can need
+    if not (sized and np.isin(roi, (0, HEADER + words)).all() and ((text > 1) & (text <= MAX_SAMPLE_JSON)).all()):
+        return False
+    sizes = np.stack([image, roi, text], axis=1)
+    spans = np.where(sizes > 0, BLOCK + -(-sizes // BLOCK) * BLOCK, 0)  # header and padded payload
+    ends = np.cumsum(spans.reshape(-1)).reshape(-1, 3)
+    first = np.searchsorted(index.shard, np.arange(len(manifest.shards)))  # row that opens each shard
+    base = (ends[:, 2] - spans.sum(axis=1))[first]
+    starts = ends - spans - base[index.shard][:, None] + BLOCK
+    capacity = np.array([shard.bytes for shard in manifest.shards]) - 2 * BLOCK
+    last = np.append(first[1:], len(index.shard)) - 1
+    return bool(
+        np.array_equal(index.offsets[:, 0::2], np.where(sizes > 0, starts, 0))
+        and (ends[last, 2] - base <= capacity).all()
+    )

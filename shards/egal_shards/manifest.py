@@ -1,0 +1,152 @@
+"""`manifest.json`: what a shard set is, what it holds, and the digest of every file in it."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from egal_shards.errors import ShardError
+from egal_shards.geometry import Resize
+from egal_shards.layout import MAX_SIZE, ROI_LAYOUT, ImageFormat
+
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+VERSION = 1
+
+_MAX_BYTES = 16 << 20
+_CHECKSUM = re.compile(rb'\A\{\s*"checksum": "([0-9a-f]{64})"')
+_ZEROS = "0" * 64
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Counts(_Part):
+    samples: Count
+    splits: dict[Literal["pool", "test"], Count]
+    classes: dict[str, Count]
+
+
+class ImageSpec(_Part):
+    """Every image is dtype [channels,size,size], stored as `format`."""
+
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
+    channels: Literal[1, 3]
+    dtype: Literal["uint8"]
+    format: ImageFormat
+
+
+class ShardFile(_Part):
+    file: Annotated[str, Field(pattern=r"^shard-[0-9]{6}\.tar$")]
+    bytes: Count
+    samples: Annotated[Count, Field(ge=1)]
+    sha256: Digest
+
+
+class IndexFile(_Part):
+    file: Literal["index.parquet"]
+    bytes: Count
+    sha256: Digest
+
+
+class Manifest(_Part):
+    """The manifest of a set; `sha256` is the identity of the set."""
+
+    checksum: Digest  # SHA-256 of this file with the checksum's digits all 0
+    version: int
+    name: str
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]  # label i is classes[i]
+    counts: Counts
+    image: ImageSpec
+    resize: Resize
+    roi: Literal["u32-along-y"]
+    shards: Annotated[tuple[ShardFile, ...], Field(min_length=1, max_length=1_000_000)]
+    index: IndexFile
+    made: dict[str, JsonValue]
+
+    _sha256: str = PrivateAttr(default="")
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest file's bytes, in hexadecimal: equal for equal sets, and only for them."""
+        return self._sha256
+
+    @field_validator("version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version != VERSION:
+            raise ValueError(f"format {version} is not the one this release of egal-bench reads ({VERSION})")
+        return version
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if [shard.file for shard in self.shards] != [shard_name(i) for i in range(len(self.shards))]:
+            raise ValueError("shards are not numbered shard-000000.tar, shard-000001.tar, … in order")
+        if tuple(self.counts.classes) != self.classes:
+            raise ValueError("counts.classes does not list the classes in their order, each once")
+        totals = {
+            "shards": sum(shard.samples for shard in self.shards),
+            "counts.splits": sum(self.counts.splits.values()),
+            "counts.classes": sum(self.counts.classes.values()),
+        }
+        for what, total in totals.items():
+            if total != self.counts.samples:
+                raise ValueError(f"{what} add up to {total} samples, counts.samples is {self.counts.samples}")
+        return self
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Manifest":
+        """The manifest of the shard set in `folder`. ShardError where it is missing, damaged or of another version."""
+        path = Path(folder) / MANIFEST
+        try:
+            with path.open("rb") as file:
+                raw = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise ShardError(f"{path}: {error.strerror}; is {folder} a shard set made by `egal-bench pack`?") from None
+        if len(raw) > _MAX_BYTES:
+            raise ShardError(f"{path}: is larger than {_MAX_BYTES >> 20} MiB, so it is no manifest; pack the set again")
+        found = _CHECKSUM.match(raw)
+        if not found or found[1].decode() != _checksum(raw, found[1]):
+            raise ShardError(
+                f"{path}: does not match its own checksum, it is damaged or was edited; pack the set again"
+            )
+        try:
+            manifest = cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise ShardError(f"{path}: {where + ': ' if where else ''}{message}; pack the set again") from None
+        manifest._sha256 = hashlib.sha256(raw).hexdigest()
+        return manifest
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def manifest_bytes(fields: dict[str, Any]) -> bytes:
+    """The file of a manifest with these fields (all but checksum, version and roi). Equal fields, equal bytes."""
+    text = json.dumps({"checksum": _ZEROS, "version": VERSION, "roi": ROI_LAYOUT, **fields}, allow_nan=False)
+    raw = Manifest.model_validate_json(text).model_dump_json(indent=1).encode() + b"\n"
+    return raw.replace(_ZEROS.encode(), _checksum(raw, _ZEROS.encode()).encode(), 1)
+
+
+def _checksum(raw: bytes, digits: bytes) -> str:
+    return hashlib.sha256(raw.replace(digits, _ZEROS.encode(), 1)).hexdigest()

@@ -1,0 +1,187 @@
+"""From a source to a shard set: decode in parallel, write in order, appear all at once."""
+
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from PIL import Image
+
+from egal_shards import geometry, layout
+from egal_shards.errors import ShardError
+from egal_shards.manifest import Manifest
+from egal_shards.progress import progress_bar
+from egal_shards.records import Raw, Record, Source
+from egal_shards.split import Split, assign
+from egal_shards.threads import cores, ordered_map
+from egal_shards.writer import Encoded, SetWriter
+
+
+@dataclass(frozen=True)
+class _Spec:
+    size: int
+    channels: int
+    resize: geometry.Resize
+    image_format: layout.ImageFormat
+    shard_mb: float
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= layout.MAX_SIZE:
+            raise ShardError(f"size {self.size} is not between 8 and {layout.MAX_SIZE} pixels; 224 is usual")
+        if self.channels not in (1, 3):
+            raise ShardError(f"channels {self.channels} is neither 1 (grey) nor 3 (RGB)")
+        if self.resize not in get_args(geometry.Resize):
+            raise ShardError(f"resize {self.resize!r} is none of {', '.join(get_args(geometry.Resize))}")
+        if self.image_format not in get_args(layout.ImageFormat):
+            raise ShardError(f"image_format {self.image_format!r} is none of {', '.join(get_args(layout.ImageFormat))}")
+        if not self.shard_mb > 0:
+            raise ShardError(f"shard_mb {self.shard_mb} is not above 0; 64 is usual")
+
+
+def pack(
+    source: Source,
+    out_dir: str | Path,
+    *,
+    size: int = 224,
+    channels: int = 1,
+    resize: geometry.Resize = "letterbox",
+    shard_mb: float = 64,
+    split: Split = Split(),  # noqa: B008
+    image_format: layout.ImageFormat = "npy",
+    progress: bool = True,
+) -> Manifest:
+    """The manifest of the shard set written to `out_dir`, which must be new or empty.
+
+    Images become uint8 [channels,size,size], ROIs bool [size,size]; `shard_mb` is the most that a shard holds, in
+    10⁶ bytes (at least one sample). Equal sources and settings give equal bytes, whatever the number of threads. The
+    set appears at `out_dir` once it is whole: an error or Ctrl-C leaves nothing there. ShardError for bad input.
+    """
+    spec = _Spec(size, channels, resize, image_format, shard_mb)
+    _check_source(source)
+    splits, units = assign(source.records, source.classes, split)
+    plan = list(zip(source.records, splits, units, strict=True))
+    fixed = any(record.split for record in source.records)
+    made = {
+        "source": source.made,
+        "split": "fixed by the source" if fixed else {"test": split.test, "seed": split.seed},
+        "shard_mb": shard_mb,
+        "egal_bench": version("egal-bench"),
+    }
+
+    if progress and "note" in source.made:
+        print(f"{source.name}: {source.made['note']}", file=sys.stderr)
+
+    def encode(item: tuple[Record, str, str]) -> Encoded:
+        return _encode(*item, spec, source.classes)
+
+    with _appearing(Path(out_dir)) as folder, SetWriter(folder, shard_mb * 1e6) as writer:
+        with progress_bar(f"pack {source.name}", len(plan), progress) as advance:
+            for sample in ordered_map(encode, plan, cores(), 4 * cores()):
+                writer.add(sample, image_format)
+                advance(1)
+        image = {"size": size, "channels": channels, "dtype": "uint8", "format": image_format}
+        writer.finish(name=source.name, classes=source.classes, image=image, resize=resize, made=made)
+    return Manifest.read(out_dir)
+
+
+def _check_source(source: Source) -> None:
+    if not source.records:
+        raise ShardError(f"{source.name}: has no samples; nothing to pack")
+    if len(set(source.classes)) != len(source.classes):
+        raise ShardError(f"{source.name}: a class is listed twice in {list(source.classes)}; list each once")
+    try:
+        json.dumps(source.made, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ShardError(f"{source.name}: its `made` cannot be written as JSON ({error}); use plain values") from None
+    seen: dict[str, str] = {}
+    for record in source.records:
+        if not layout.KEY.fullmatch(record.key):
+            raise ShardError(f"{record.file}: key {record.key!r} is not 1 to 80 of A-Z a-z 0-9 _ -; rename it")
+        if record.key in seen:
+            raise ShardError(f"{record.file}: has the same key {record.key!r} as {seen[record.key]}; rename one")
+        if record.label not in source.classes:
+            raise ShardError(f"{record.file}: label {record.label!r} is none of {list(source.classes)}; mend it")
+        seen[record.key] = record.file
+
+
+def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence[str]) -> Encoded:
+    raw = record.load()
+    height, width = _checked(raw, record.file)
+    at = geometry.place(width, height, spec.size, spec.resize)
+    image = geometry.resize_image(Image.fromarray(raw.image).convert("L" if spec.channels == 1 else "RGB"), at)
+    boxes = geometry.fit_boxes(raw.boxes, width, height, record.file)
+    mask = geometry.draw_boxes(boxes, at) if raw.mask is None else geometry.resize_mask(raw.mask, at)
+    about = layout.SampleJson.model_validate(
+        {
+            "label": classes.index(record.label),
+            "class": record.label,
+            "group": unit,
+            "split": side,
+            "boxes": boxes,
+            "original_size": (width, height),
+            "file": record.file,
+        }
+    )
+    text = about.to_bytes()
+    if len(text) > layout.MAX_SAMPLE_JSON:
+        raise ShardError(f"{record.file}: has too many boxes ({len(boxes)}) to be stored; merge them or use a mask")
+    area = int(np.count_nonzero(mask))
+    roi = layout.encode_roi(mask) if area else b""
+    return Encoded(record.key, about, area, (layout.encode_image(image, spec.image_format), roi, text))
+
+
+def _checked(raw: Raw, file: str) -> tuple[int, int]:
+    """(height, width) of the image."""
+    shape = raw.image.shape
+    if raw.image.dtype != np.uint8 or shape[2:] not in ((), (3,)) or 0 in shape or len(shape) < 2:
+        raise ShardError(f"{file}: image is {raw.image.dtype} {list(shape)}; it must be uint8 [H,W] or [H,W,3]")
+    if raw.mask is None:
+        return shape[0], shape[1]
+    if raw.boxes:
+        raise ShardError(f"{file}: has both a mask and boxes; the ROI comes from one of them, drop the other")
+    if raw.mask.dtype != bool or raw.mask.ndim != 2:
+        raise ShardError(f"{file}: mask is {raw.mask.dtype} {list(raw.mask.shape)}; it must be bool [H,W]")
+    if raw.mask.shape != shape[:2]:
+        raise ShardError(
+            f"{file}: its mask is {raw.mask.shape[1]}×{raw.mask.shape[0]} (w×h) and the image {shape[1]}×{shape[0]}; "
+            "they must be of one size"
+        )
+    return shape[0], shape[1]
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that becomes `out` on success and vanishes on anything else."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ShardError(f"{out}: exists already; choose another folder, or delete it first")
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        folder = out.absolute().parent / f".{out.absolute().name}.{uuid.uuid4().hex[:8]}.partial"
+        folder.mkdir()
+        try:
+            yield folder
+            _sync(folder)
+            folder.rename(out)
+            _sync(out.absolute().parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise ShardError(
+            f"{error.filename or out}: {error.strerror or error}; check the disk and permissions"
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,182 @@
+"""The built-in phantom: procedural slices whose lesion decides the class, with a shortcut to be fooled by."""
+
+import difflib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from egal_shards.errors import ShardError
+from egal_shards.records import Raw, Record, Source
+from egal_shards.sources.phantom_anatomy import ANATOMIES, Rng, field
+from egal_shards.sources.phantom_lesion import expert, marker, paint, place
+
+CLASSES = {"brain": ("smooth", "ring", "lobulated"), "chest": ("nodule", "cavity", "infiltrate")}
+SHARES = (0.5, 0.3, 0.2)  # of the samples, in the order of the classes
+LARGEST_ROI = {"brain": 0.25, "chest": 0.08}  # largest roi_area: the largest single lesion still fits brain or lung
+AREA_SPREAD = (0.6, 1.6)  # smallest and largest lesion over roi_area
+FEWEST_SAMPLES, FEWEST_PIXELS, SIZES = 60, 8, (32, 1024)
+_PLAN, _PATIENT, _SCAN, _EXPERT = range(4)  # random streams of one seed
+
+
+def phantom(
+    kind: str = "brain",
+    *,
+    samples: int = 2000,
+    size: int = 64,
+    shortcut: float = 0.0,
+    roi_area: float = 0.03,
+    roi_noise: float = 0.0,
+    test: float = 0.3,
+    seed: int = 0,
+) -> Source:
+    """Source of `samples` greyscale images u8 [size,size], each with one lesion and a ROI, bool, of the same shape.
+
+    The lesion's outline and texture decide the class (50, 30 and 20 % of the samples); 2-4 neighbouring samples are
+    slices of one patient, who has one diagnosis and is the group. Whole patients go to pool or test.
+    A sample depends on the arguments and its index alone, and is drawn when its record is loaded. One seed
+    gives the same images whatever roi_noise, and whatever shortcut the same but for the letter.
+
+    kind       "brain" (an axial slice) or "chest" (a frontal radiograph)
+    shortcut   0-1: probability that a pool sample's burned-in letter, in a corner far from the lesion, is its class's
+               own; else, and always in the test set, the letter is drawn uniformly
+    roi_area   mean lesion area as a fraction of the image; single lesions have 0.6 to 1.6 times that
+    roi_noise  0-1: the expert's error; 0 = the lesion itself, 1 = displaced, resized and redrawn to a mean Dice of 0.32
+    test       share of the samples in the test set
+
+    Raises ShardError on an argument out of range.
+    """
+    dials = Dials(kind, samples, size, shortcut, roi_area, roi_noise, test, seed)
+    records = [
+        Record(
+            key=f"{kind}-{case.index:06d}",
+            label=CLASSES[kind][case.label],
+            group=f"{kind}-patient-{case.patient:06d}",
+            file=f"phantom/{kind}/{case.index:06d}",
+            load=case.load,
+            split=case.split,
+        )
+        for case in plan(dials)
+    ]
+    return Source(f"phantom-{kind}", CLASSES[kind], records, {"source": "phantom", **asdict(dials)})
+
+
+@dataclass(frozen=True)
+class Dials:
+    """The arguments of `phantom`, checked."""
+
+    kind: str
+    samples: int
+    size: int
+    shortcut: float
+    roi_area: float
+    roi_noise: float
+    test: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in CLASSES:
+            near = difflib.get_close_matches(str(self.kind), CLASSES, n=1, cutoff=0.0)
+            raise ShardError(
+                f"phantom: unknown kind {self.kind!r}: did you mean {near[0]!r}? (there are {list(CLASSES)})"
+            )
+        for name, fewest, most in (("samples", FEWEST_SAMPLES, 10**6), ("size", *SIZES), ("seed", 0, 2**63 - 1)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or not fewest <= number <= most:
+                raise ShardError(f"phantom: {name}={number!r} must be a whole number from {fewest} to {most}")
+        ranges: dict[str, tuple[float, float]] = {
+            "shortcut": (0, 1),
+            "roi_noise": (0, 1),
+            "test": (0.05, 0.95),
+            "roi_area": (round(FEWEST_PIXELS / self.size**2, 5), LARGEST_ROI[self.kind]),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ShardError(f"phantom: {name}={value!r} must be a number from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn sample and its truth."""
+
+    image: np.ndarray  # u8 [S,S]
+    lesion: np.ndarray  # bool [S,S]
+    marker: np.ndarray  # bool [S,S], the burned-in letter
+    roi: np.ndarray  # bool [S,S], as the expert drew it
+
+
+@dataclass(frozen=True)
+class Case:
+    """One planned sample: all that is needed to draw it."""
+
+    dials: Dials
+    index: int
+    patient: int
+    label: int
+    glyph: int  # index of the class whose letter is burned in
+    split: str  # "pool" or "test"
+
+    def load(self) -> Raw:
+        picture = self.draw()
+        return Raw(picture.image, picture.roi)
+
+    def draw(self) -> Picture:
+        size = self.dials.size
+        patient, scan = self._rng(_PATIENT, self.patient), self._rng(_SCAN, self.index)
+        anatomy = ANATOMIES[self.dials.kind](patient, scan, size)
+        low, high = np.log(AREA_SPREAD)
+        mean = (AREA_SPREAD[1] - AREA_SPREAD[0]) / (high - low)  # of exp(uniform(low, high))
+        area = self.dials.roi_area * np.exp(scan.uniform(low, high)) / mean
+        lesion = place(patient, scan, self.label, area, anatomy)
+        image = paint(scan, self.label, lesion, anatomy)
+        image = image * (1 + 0.10 * field(scan, size, 2))  # bias field or uneven exposure
+        image += scan.uniform(0.02, 0.05) * scan.standard_normal((size, size), dtype=np.float32)
+        letter = marker(scan, self.glyph, size)
+        image[letter] = scan.uniform(0.85, 1.0)
+        roi = expert(self._rng(_EXPERT, self.index), self.dials.roi_noise, lesion, anatomy)
+        return Picture(np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8), lesion.mask, letter, roi)
+
+    def _rng(self, stream: int, number: int) -> Rng:
+        return np.random.default_rng(np.random.SeedSequence(self.dials.seed, spawn_key=(stream, number)))
+
+
+def plan(dials: Dials) -> list[Case]:
+    """The cases in order: who is whose slice, which class, which letter, pool or test."""
+    rng = np.random.default_rng(np.random.SeedSequence(dials.seed, spawn_key=(_PLAN,)))
+    slices = _slices(rng, dials.samples)
+    label, test = _assign(rng, slices, dials.test)
+    patient = np.repeat(np.arange(len(slices)), slices)
+    follows = rng.random(dials.samples) < np.where(test[patient], 0.0, dials.shortcut)
+    glyph = np.where(follows, label[patient], rng.integers(len(SHARES), size=dials.samples))
+    rows = zip(patient.tolist(), label[patient].tolist(), glyph.tolist(), test[patient].tolist(), strict=True)
+    return [
+        Case(dials, index, owner, kind, letter, "test" if held_out else "pool")
+        for index, (owner, kind, letter, held_out) in enumerate(rows)
+    ]
+
+
+def _slices(rng: Rng, samples: int) -> np.ndarray:
+    """Slices of each patient, int64 [patients]: 2 to 4, `samples` in all."""
+    counts: list[int] = []
+    left = samples
+    while left:
+        count = min(int(rng.integers(2, 5)), left)
+        if left - count == 1:  # nobody has a single slice
+            count += 1 if count < 4 else -1
+        counts.append(count)
+        left -= count
+    return np.array(counts)
+
+
+def _assign(rng: Rng, slices: np.ndarray, test: float) -> tuple[np.ndarray, np.ndarray]:
+    """Class index and whether in the test set, of each patient: shares reached to within a patient in every class."""
+    order = rng.permutation(len(slices))
+    middle = np.cumsum(slices[order]) - slices[order] / 2  # in samples, along the shuffled patients
+    label, held_out = np.empty(len(slices), dtype=np.int64), np.zeros(len(slices), dtype=bool)
+    label[order] = np.searchsorted(np.cumsum(SHARES)[:-1] * slices.sum(), middle)
+    for kind in range(len(SHARES)):
+        members = order[label[order] == kind]
+        done = np.cumsum(slices[members]) - slices[members] / 2
+        held_out[members] = done < test * slices[members].sum()
+        held_out[members[[0, -1]]] = True, False  # both splits see every class
+    return label, held_out

@@ -1,0 +1,176 @@
+"""Image and mask files: every mode that is read, and clear errors for the rest."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from egal_shards import ShardError
+from egal_shards.images import MAX_PIXELS, read_image, read_mask
+
+GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+ALPHA = np.full((9, 13, 1), 7, np.uint8)
+
+
+def saved(path, pixels, mode=None, **settings):
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **settings)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff"])
+def test_lossless_files_come_out_exactly(tmp_path, suffix):
+    assert np.array_equal(read_image(saved(tmp_path / f"grey.{suffix}", GREY)), GREY)
+    assert np.array_equal(read_image(saved(tmp_path / f"colour.{suffix}", COLOUR)), COLOUR)
+
+
+def test_jpeg_comes_out_as_pillow_reads_it(tmp_path):
+    path = saved(tmp_path / "a.jpg", COLOUR)
+    assert np.array_equal(read_image(path), np.asarray(Image.open(path)))
+
+
+def test_palette_bits_and_alpha(tmp_path):
+    palette = Image.fromarray(GREY % 4).convert("P")
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 9, 9, 9])
+    palette.save(tmp_path / "p.png")
+    assert np.array_equal(
+        read_image(tmp_path / "p.png"), np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [9, 9, 9]])[GREY % 4]
+    )
+    bits = GREY > 128
+    assert np.array_equal(read_image(saved(tmp_path / "1.png", bits)), bits * 255)
+    assert np.array_equal(read_image(saved(tmp_path / "rgba.png", np.dstack([COLOUR, ALPHA]))), COLOUR)
+    assert np.array_equal(read_image(saved(tmp_path / "la.png", np.dstack([GREY, ALPHA]))), GREY)
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    assert read_image(saved(tmp_path / "a.jpg", GREY, exif=exif)).shape == GREY.shape
+
+
+def test_masks_are_what_is_above_zero(tmp_path):
+    inside = GREY > 200
+    for name, pixels in {
+        "l.png": inside * np.uint8(1),
+        "grey.png": inside * GREY,
+        "1.png": inside,
+        "rgb.png": inside[..., None] * np.array([0, 0, 3], np.uint8),
+        "rgba.png": np.dstack([inside[..., None] * np.array([0, 5, 0], np.uint8), ALPHA]),
+        "la.png": np.dstack([inside * np.uint8(2), ALPHA]),
+        "16.png": inside * np.uint16(256),
+        "32.tif": inside * np.int32(70000),
+        "l.bmp": inside * np.uint8(255),
+    }.items():
+        mask = read_mask(saved(tmp_path / name, pixels))
+        assert mask.dtype == bool
+        assert np.array_equal(mask, inside), name
+    palette = Image.fromarray(inside.astype(np.uint8)).convert("P")
+    palette.putpalette([255, 255, 255, 0, 0, 0])  # by index, not by colour
+    palette.save(tmp_path / "p.png")
+    assert np.array_equal(read_mask(tmp_path / "p.png"), inside)
+
+
+def png_16_bit_rgb():
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(2 * 6) for _ in range(2))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)),
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def test_16_bit_and_float_images_are_refused(tmp_path):
+    saved(tmp_path / "grey.png", GREY.astype(np.uint16) * 200)
+    (tmp_path / "rgb.png").write_bytes(png_16_bit_rgb())  # Pillow would cut it down to 8 bits and not say so
+    for name in ("grey.png", "rgb.png"):
+        with pytest.raises(
+            ShardError, match=rf"{name}: holds 16-bit pixels; .* convert it to 8-bit PNG with the window"
+        ):
+            read_image(tmp_path / name)
+    with pytest.raises(ShardError, match="holds F pixels"):
+        read_image(saved(tmp_path / "f.tif", GREY.astype(np.float32)))
+    with pytest.raises(ShardError, match="mask of mode F"):
+        read_mask(tmp_path / "f.tif")
+
+
+def test_files_that_are_not_read(tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    saved(tmp_path / "a.gif", GREY)
+    saved(tmp_path / "lossy.jpg", GREY)
+    frames = [Image.fromarray(GREY)] * 2
+    frames[0].save(tmp_path / "many.tif", save_all=True, append_images=frames[1:])
+    for read, name, message in [
+        (read_image, "text.png", "is not a PNG or JPEG or BMP or TIFF file"),
+        (read_image, "a.gif", "is not a PNG"),
+        (read_mask, "lossy.jpg", "is not a PNG or BMP or TIFF file"),
+        (read_image, "many.tif", "holds 2 frames"),
+        (read_image, "absent.png", "No such file"),
+        (read_image, "", "Is a directory"),
+    ]:
+        with pytest.raises(ShardError, match=message) as caught:
+            read(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("sides", [(10_001, 10_000), (60_000, 60_000)])
+def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(tmp_path, sides):
+    png = bytearray(png_16_bit_rgb())
+    png[16:24] = struct.pack(">II", *sides)
+    png[24:26] = b"\x08\x00"
+    png[29:33] = struct.pack(">I", zlib.crc32(bytes(png[12:29])))
+    (tmp_path / "bomb.png").write_bytes(png)
+    assert sides[0] * sides[1] > MAX_PIXELS
+    with pytest.raises(ShardError, match=r"bomb.png: has more than 100 million pixels"):
+        read_image(tmp_path / "bomb.png")
+
+
+def encoded(image_format):
+    stream = io.BytesIO()
+    settings = {"compression": "tiff_deflate"} if image_format == "TIFF" else {}
+    Image.fromarray(COLOUR).save(stream, image_format, **settings)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "TIFF"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_end_in_an_error_that_names_them_or_in_an_image(tmp_path_factory, image_format):
+    path = tmp_path_factory.mktemp("damaged") / "x.img"
+    good = encoded(image_format)
+
+    @given(
+        st.integers(0, len(good) - 1),
+        st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(1, 255)), max_size=3),
+    )
+    @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def damage(cut, flips):
+        data = bytearray(good)
+        for at, value in flips:
+            data[at] ^= value
+        path.write_bytes(data if cut % 2 else data[:cut])
+        try:
+            assert read_image(path).dtype == np.uint8
+        except ShardError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018
+
+    damage()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_half_a_file_is_refused(tmp_path, image_format):
+    path = tmp_path / "half.img"
+    path.write_bytes(encoded(image_format)[: len(encoded(image_format)) // 2])
+    with pytest.raises(ShardError, match=r"half.img: "):
+        read_image(path)

@@ -1,0 +1,354 @@
+"""Packing and reading back: what went in comes out, in every format, byte for byte the same each time."""
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import webdataset
+from PIL import Image
+
+from egal_shards import Manifest, Raw, Record, ShardError, ShardSet, Source, Split, pack, packing, verify
+from egal_shards.geometry import draw_boxes, place, resize_image, resize_mask
+from shards.shard_sets import CLASSES, raw, source
+
+
+def quiet_pack(*args, **settings):
+    return pack(*args, **{"size": 16, "progress": False, **settings})
+
+
+def expected(i, channels, colour, resize, size=16):
+    """Image [C,H,W] and ROI by way of geometry, which has tests of its own."""
+    one = raw(i, colour=colour)
+    at = place(one.image.shape[1], one.image.shape[0], size, resize)
+    image = resize_image(Image.fromarray(one.image).convert("L" if channels == 1 else "RGB"), at)
+    roi = draw_boxes(one.boxes, at) if one.mask is None else resize_mask(one.mask, at)
+    return np.atleast_3d(image).transpose(2, 0, 1), roi
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize(("image_format", "resize"), [("npy", "letterbox"), ("png", "squash"), ("jpg", "letterbox")])
+def test_samples_come_back(tmp_path, channels, colour, image_format, resize):
+    made = source(load=lambda i: raw(i, colour=colour))
+    quiet_pack(made, tmp_path / "set", channels=channels, image_format=image_format, resize=resize, shard_mb=0.01)
+    shards = ShardSet(tmp_path / "set")
+    assert len(shards) == 12
+    assert shards.classes == CLASSES
+    assert len(shards.manifest.shards) > 1
+    for i, record in enumerate(made.records):
+        sample = shards[i]
+        image, roi = expected(i, channels, colour, resize)
+        if image_format == "jpg":
+            stream = io.BytesIO()
+            Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)).save(
+                stream, "JPEG", quality=95, subsampling=0
+            )
+            image = np.atleast_3d(np.asarray(Image.open(stream))).transpose(2, 0, 1)
+        assert np.array_equal(sample.image, image)
+        assert np.array_equal(sample.roi, roi)
+        assert sample.has_roi == roi.any() == (i % 3 != 2)
+        assert (sample.key, sample.group) == (record.key, record.group)
+        assert shards.classes[sample.label] == record.label
+    assert verify(tmp_path / "set", progress=False).samples == 12
+
+
+def test_positions_are_those_of_a_sequence(tmp_path):
+    quiet_pack(source(), tmp_path / "set")
+    shards = ShardSet(tmp_path / "set")
+    assert shards[-1].key == shards[np.int64(11)].key == "s011"
+    assert [sample.key for sample in shards] == [f"s{i:03d}" for i in range(12)]
+    for i in (12, -13):
+        with pytest.raises(IndexError, match="of a set of 12"):
+            shards[i]
+
+
+def test_manifest_and_index_tell_what_is_there(tmp_path):
+    manifest = quiet_pack(source(note="x"), tmp_path / "set", shard_mb=0.01, split=Split(0.4, 5))
+    assert manifest == Manifest.read(tmp_path / "set")
+    assert manifest.counts.samples == sum(shard.samples for shard in manifest.shards) == 12
+    assert manifest.counts.classes == {"a": 4, "b": 4, "c": 4}
+    assert manifest.made["split"] == {"test": 0.4, "seed": 5}
+    assert manifest.made["source"] == {"source": "test", "note": "x"}
+    index = ShardSet(tmp_path / "set").index()
+    assert index.key.tolist() == [f"s{i:03d}" for i in range(12)]
+    assert index.split.value_counts().to_dict() == manifest.counts.splits
+    assert index.groupby("group").split.nunique().max() == 1
+    assert [index[name].dtype for name in ("key", "group", "split")] == [object] * 3
+    for i, row in index.iterrows():
+        assert row.roi_area == expected(i, 1, False, "letterbox")[1].sum()
+        with (tmp_path / "set" / f"shard-{row.shard:06d}.tar").open("rb") as file:
+            file.seek(row.offsets[4])
+            about = json.loads(file.read(row.offsets[5]))
+        assert about == {
+            "label": row.label,
+            "class": CLASSES[row.label],
+            "group": row.group,
+            "split": row.split,
+            "boxes": [list(box) for box in raw(i).boxes],
+            "original_size": [31, 20],
+            "file": f"images/{i}.png",
+        }
+
+
+def test_strings_of_the_index_survive_a_numpy_shuffle(tmp_path):
+    quiet_pack(source(), tmp_path / "set")
+    groups = ShardSet(tmp_path / "set").index().group.unique()
+    np.random.default_rng(0).shuffle(groups)
+    assert sorted(groups) == [f"g{i:03d}" for i in range(6)]
+
+
+def test_shards_hold_no_more_than_asked(tmp_path):
+    manifest = quiet_pack(source(30), tmp_path / "set", shard_mb=0.02)
+    assert all(shard.bytes <= 20_000 for shard in manifest.shards)
+    assert min(shard.samples for shard in manifest.shards[:-1]) > 1
+    alone = quiet_pack(source(30), tmp_path / "alone", shard_mb=0.000001)
+    assert [shard.samples for shard in alone.shards] == [1] * 30
+
+
+def test_stock_tar_and_webdataset_read_the_shards(tmp_path):
+    quiet_pack(source(), tmp_path / "set", shard_mb=0.01)
+    paths = sorted(map(str, (tmp_path / "set").glob("shard-*.tar")))
+    read = list(webdataset.WebDataset(paths, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in read] == [f"s{i:03d}" for i in range(12)]
+    for i, sample in enumerate(read):
+        image, roi = expected(i, 1, False, "letterbox")
+        assert np.array_equal(sample["image.npy"], image)
+        assert ("roi.npy" in sample) == roi.any()
+        if roi.any():
+            bits = np.unpackbits(sample["roi.npy"].view(np.uint8), axis=1, bitorder="little")
+            assert np.array_equal(bits[:, :16].T, roi)
+        assert sample["json"]["class"] == CLASSES[sample["json"]["label"]]
+    with tarfile.open(paths[0]) as tar:
+        assert all(member.isreg() and member.mtime == 0 for member in tar)
+
+
+def test_equal_input_gives_equal_bytes_whatever_the_threads(tmp_path, monkeypatch):
+    slow_first = threading.Event()
+
+    def load(i):
+        if i == 0:
+            slow_first.wait(0.2)  # the first comes last where there are threads
+        return raw(i)
+
+    contents = []
+    for workers in (1, 2, 7):
+        monkeypatch.setattr(packing, "cores", lambda workers=workers: workers)
+        out = tmp_path / str(workers)
+        manifest = quiet_pack(source(load=load), out, shard_mb=0.01)
+        contents.append((manifest.sha256, {p.name: p.read_bytes() for p in out.iterdir()}))
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_other_settings_give_another_identity(tmp_path):
+    sets = [{}, {"split": Split(0.3, 1)}, {"resize": "squash"}, {"size": 17}, {"channels": 3}, {"image_format": "png"}]
+    assert len({quiet_pack(source(), tmp_path / str(i), **s).sha256 for i, s in enumerate(sets)}) == len(sets)
+
+
+def test_batches_follow_the_indices(tmp_path):
+    import torch
+
+    quiet_pack(source(), tmp_path / "set", channels=3, shard_mb=0.01)
+    shards = ShardSet(tmp_path / "set")
+    wanted = [11, 0, 5, 5, 7]
+    batches = list(shards.batches(wanted, 2))
+    assert [len(batch.keys) for batch in batches] == [2, 2, 1]
+    assert [key for batch in batches for key in batch.keys] == [f"s{i:03d}" for i in wanted]
+    assert (batches[0].images.dtype, batches[0].roi.dtype) == (torch.uint8, torch.int32)
+    assert (batches[0].has_roi.dtype, batches[0].labels.dtype) == (torch.bool, torch.int64)
+    assert (batches[0].images.shape, batches[0].roi.shape) == ((2, 3, 16, 16), (2, 16, 1))
+    for slot, i in enumerate(wanted):
+        batch, at, sample = batches[slot // 2], slot % 2, shards[i]
+        assert np.array_equal(batch.images[at].numpy(), sample.image)
+        bits = np.unpackbits(batch.roi[at].numpy().view(np.uint8), axis=1, bitorder="little")
+        assert np.array_equal(bits[:, :16].T, sample.roi)
+        assert bool(batch.has_roi[at]) == sample.has_roi
+        assert int(batch.labels[at]) == sample.label
+    assert list(shards.batches([], 4)) == []
+    assert list(shards.batches(np.array([], int), 4)) == []
+
+
+def test_batches_left_early_leave_no_thread(tmp_path):
+    quiet_pack(source(), tmp_path / "set")
+    before = threading.active_count()
+    batches = ShardSet(tmp_path / "set").batches(range(12), 1)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("indices", "size", "message"),
+    [
+        ([0, 12], 2, r"0…12 are not all in 0…11"),
+        ([-1, 3], 2, r"-1…3 are not all in"),
+        ([0.0, 1.0], 2, "1-d integers, not float64"),
+        ([True, False], 2, "1-d integers, not bool"),
+        ([[0, 1]], 2, "1-d integers"),
+        ([0], 0, "batch_size 0 is below 1"),
+    ],
+)
+def test_bad_batches(tmp_path, indices, size, message):
+    quiet_pack(source(), tmp_path / "set")
+    with pytest.raises(ShardError, match=message):
+        ShardSet(tmp_path / "set").batches(indices, size)
+
+
+def test_a_set_can_be_pickled(tmp_path, monkeypatch):
+    quiet_pack(source(), tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    frozen = pickle.dumps(ShardSet("set"))
+    monkeypatch.chdir("/")
+    assert np.array_equal(pickle.loads(frozen)[3].image, expected(3, 1, False, "letterbox")[0])  # noqa: S301
+
+
+def test_fixed_split_goes_into_the_set(tmp_path):
+    made = source(split=lambda i: "test" if i // 2 % 2 else "pool")
+    manifest = quiet_pack(made, tmp_path / "set")
+    assert manifest.made["split"] == "fixed by the source"
+    assert ShardSet(tmp_path / "set").index().split.tolist() == [record.split for record in made.records]
+
+
+def one(**changes):
+    fields = {"key": "k", "label": "a", "group": "g", "file": "f.png", "load": lambda: raw(0)} | changes
+    return Source("tiny", CLASSES, [*source().records, Record(**fields)], {})
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (Source("tiny", CLASSES, [], {}), "tiny: has no samples"),
+        (Source("tiny", ("a", "a"), source().records, {}), "class is listed twice"),
+        (Source("tiny", CLASSES, source().records, {"x": np.int64(1)}), "cannot be written as JSON"),
+        (Source("tiny", CLASSES, source().records, {"x": float("nan")}), "cannot be written as JSON"),
+        (one(key="a.b"), "f.png: key 'a.b' is not"),
+        (one(key="../x"), "key '../x' is not"),
+        (one(key="é"), "key 'é' is not"),
+        (one(key="k\n"), "is not"),
+        (one(key="k" * 81), "is not 1 to 80"),
+        (one(key="s003"), r"f.png: has the same key 's003' as images/3.png"),
+        (one(label="z"), "f.png: label 'z' is none of"),
+        (one(load=lambda: Raw(np.zeros((4, 4)), None)), r"f.png: image is float64 \[4, 4\]"),
+        (one(load=lambda: Raw(np.zeros((4, 4, 4), np.uint8), None)), "f.png: image is"),
+        (one(load=lambda: Raw(np.zeros((4, 0), np.uint8), None)), "f.png: image is"),
+        (one(load=lambda: Raw(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))), "f.png: mask is uint8"),
+        (one(load=lambda: Raw(np.zeros((4, 5), np.uint8), np.zeros((5, 4), bool))), "its mask is 4×5 .* the image 5×4"),
+        (
+            one(load=lambda: Raw(np.zeros((4, 4), np.uint8), np.ones((4, 4), bool), ((0, 0, 1, 1),))),
+            "both a mask and boxes",
+        ),
+        (one(load=lambda: Raw(np.zeros((4, 4), np.uint8), None, ((0, 0, 5, 1),))), "f.png: box .* leaves its image"),
+    ],
+)
+def test_bad_sources_leave_nothing(tmp_path, made, message):
+    with pytest.raises(ShardError, match=message) as caught:
+        quiet_pack(made, tmp_path / "set")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 7}, "size 7"),
+        ({"size": 5000}, "size 5000"),
+        ({"channels": 2}, "channels 2"),
+        ({"resize": "crop"}, "resize 'crop' is none of letterbox, squash"),
+        ({"image_format": "gif"}, "image_format 'gif' is none of npy, png, jpg"),
+        ({"shard_mb": 0}, "shard_mb 0"),
+    ],
+)
+def test_bad_settings(tmp_path, settings, message):
+    with pytest.raises(ShardError, match=message):
+        quiet_pack(source(), tmp_path / "set", **settings)
+
+
+def test_out_dir_must_be_new_or_empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert quiet_pack(source(), tmp_path / "empty").counts.samples == 12
+    (tmp_path / "file").write_text("x")
+    for name, message in [("empty", "exists already"), ("file", "exists already"), ("file/below", "file: File exists")]:
+        with pytest.raises(ShardError, match=message):
+            quiet_pack(source(load=None), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ShardError, match="No space left on device; check the disk"):
+        quiet_pack(source(), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_pack_leaves_nothing(tmp_path):
+    """Ctrl-C while samples are being decoded, in a process of its own."""
+    code = """
+        import sys, time
+        from pathlib import Path
+        from egal_shards import pack
+        from shards.shard_sets import raw, source
+
+        def load(i):
+            if i == 40:
+                print("deep in", *(p.name for p in Path(sys.argv[1]).iterdir()), flush=True)
+            time.sleep(0.02)
+            return raw(i)
+
+        pack(source(2000, load=load), Path(sys.argv[1]) / "set", size=16, shard_mb=0.01, progress=False)
+    """
+    path = os.pathsep.join([str(tests) for tests in sys.path])
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+    ) as process:
+        line = process.stdout.readline()
+        assert line.startswith("deep in .set."), line + process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packing_verifying_and_reading_need_no_torch(tmp_path):
+    code = """
+        import sys
+        import egal_shards
+        assert not {"numpy", "pyarrow", "pydantic", "PIL"} & sys.modules.keys(), "import egal_shards is light"
+        from egal_shards import ShardSet, pack, verify
+        from shards.shard_sets import source
+        out = sys.argv[1] + "/set"
+        pack(source(), out, size=16)
+        verify(out)
+        ShardSet(out)[0], ShardSet(out).index()
+        assert "torch" not in sys.modules
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pack tiny" in done.stderr
+    assert "verify tiny" in done.stderr
+    assert done.stdout == ""
+
+
+def test_index_reads_with_stock_pandas(tmp_path):
+    quiet_pack(source(), tmp_path / "set")
+    frame = pd.read_parquet(tmp_path / "set" / "index.parquet")
+    assert frame.columns.tolist() == ["key", "shard", "offsets", "label", "group", "split", "roi_area", "sha256"]
+    assert len(frame.offsets[0]) == 6
