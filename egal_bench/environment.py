@@ -1,0 +1,66 @@
+"""Where numbers come from: versions, hardware, commit and data, as environment.json beside the results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from egal_bench import __version__
+from egal_bench.dataset import Dataset
+
+PACKAGES = ("torch", "triton", "timm", "numpy", "scipy", "scikit-learn", "numba", "pandas", "pyarrow", "webdataset")
+
+
+def environment(datasets: Iterable[Dataset], device: str) -> dict[str, Any]:
+    """JSON-able description of the machine, the software and the data of a comparison."""
+    import torch
+
+    return {
+        "egal_bench": __version__,
+        "git_commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": {"model": _cpu(), "cores": os.cpu_count()},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "device": device,
+        "datasets": {dataset.name: {"manifest_sha256": dataset.shards.manifest.sha256} for dataset in datasets},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this package's checkout, with "+" where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        inside = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() if inside.returncode == 0 else None
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

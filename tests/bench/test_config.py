@@ -1,0 +1,76 @@
+"""Configuration: who overrides whom, what is refused, and what makes two runs the same run."""
+
+import pytest
+import yaml
+
+from egal_bench.config import PRESETS, Config, flag_of, resolve
+from egal_bench.errors import BenchError
+
+
+def test_flags_override_the_file_which_overrides_the_preset_which_overrides_the_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("budget: 11\nrounds: 2\nlambda: 0.25\nempty-roi: zero\n")
+    config = resolve({"rounds": "3"}, "quick", file)
+    assert (config.rounds, config.budget, config.seeds) == (3, 11, PRESETS["quick"]["seeds"])
+    assert (config.lambda_, config.empty_roi) == (0.25, "zero")
+    assert config.threshold == Config().threshold
+
+
+def test_what_is_written_as_config_yaml_gives_the_same_config(tmp_path):
+    config = resolve({"shards": ("a", "b"), "lambda": "0.5", "out": "x"}, "paper")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
+    assert resolve({}, None, file) == config
+
+
+def test_paper_preset_spends_570_labels():
+    config = resolve({}, "paper")
+    assert config.init + config.rounds * config.budget == 570
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"init": "0"}, "--init: .*greater than or equal to 1"),
+        ({"seeds": "two"}, "--seeds: .*integer"),
+        ({"lambda": "-1"}, "--lambda: "),
+        ({"lambda": "nan"}, "--lambda: .*finite"),
+        ({"threshold": "1.5"}, "--threshold: "),
+        ({"regime": "frozne"}, "--regime: .*'finetune' or 'frozen'"),
+        ({"strategies": "random,random"}, "--strategies: one is named twice"),
+        ({"empty_roi": "skip"}, "--empty-roi: .*'zero', 'mean' or 'exclude'"),
+        ({"buget": "3"}, "unknown field 'buget': did you mean 'budget'"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_flag(flags, says):
+    with pytest.raises(BenchError, match=says):
+        resolve(flags)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "!!python/object/apply:os.system ['true']"])
+def test_a_file_that_is_no_configuration_is_named(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(BenchError, match=r"c\.yaml"):
+        resolve({}, None, file)
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    with pytest.raises(BenchError, match="unknown preset 'papr': did you mean 'paper'"):
+        resolve({}, "papr")
+
+
+def test_every_field_is_described_for_its_flag():
+    for name, field in Config.model_fields.items():
+        assert field.description, name
+        assert flag_of(name).startswith("--")
+    assert flag_of("lambda_") == "--lambda"
+
+
+def test_identity_follows_what_decides_the_numbers_and_nothing_else():
+    one = Config()
+    same = Config(workers=7, out="elsewhere", seeds=9, strategies=("margin",), shards=("x",))
+    assert one.identity(manifest="m") == same.identity(manifest="m")
+    assert one.identity(manifest="m") != one.identity(manifest="n")
+    for change in ({"lambda_": 0.5}, {"budget": 61}, {"threads": 2}, {"threshold": 0.6}, {"backbone": "resnet34"}):
+        assert Config(**change).identity(manifest="m") != one.identity(manifest="m"), change
