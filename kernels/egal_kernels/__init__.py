@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from egal_kernels.acquisition import Acquisition, acquire
-    from egal_kernels.roi import PackedRoi, pack_roi
+    from egal_kernels.roi import PackedRoi, pack_boxes, pack_roi
 
-_HOMES = {"Acquisition": "acquisition", "PackedRoi": "roi", "acquire": "acquisition", "pack_roi": "roi"}
+_HOMES = {
+    "Acquisition": "acquisition",
+    "PackedRoi": "roi",
+    "acquire": "acquisition",
+    "pack_boxes": "roi",
+    "pack_roi": "roi",
+}
 
-__all__ = ["Acquisition", "PackedRoi", "acquire", "pack_roi"]
+__all__ = ["Acquisition", "PackedRoi", "acquire", "pack_boxes", "pack_roi"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from math import ceil, floor
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +17,7 @@ from torch import Tensor
 from egal_kernels.checks import check_tensor
 
 WORD = 32  # pixels a word
+Box = Sequence[float]  # x0, y0, x1, y1 in pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +76,53 @@ def pack_roi(mask: Tensor) -> PackedRoi:
     check_tensor("mask", mask, "B H W", {}, [torch.bool])
     batch, height, width = mask.shape
     words = -(-height // WORD)
+    if mask.is_cpu and not torch.compiler.is_compiling() and (pack := _cpu_pack()):
+        packed = np.zeros((batch, width, 4 * words), np.uint8)
+        pack(mask.contiguous().view(torch.uint8).numpy(), packed)
+        return PackedRoi(torch.from_numpy(packed.view(np.int32)), height)
     pixels = F.pad(mask, (0, 0, 0, words * WORD - height)).view(batch, words, WORD, width)
     shifts = torch.arange(WORD, dtype=torch.int32, device=mask.device).unsqueeze(1)
     bits = (pixels.int() << shifts).sum(2, dtype=torch.int32)  # [B, words, W]; distinct bits, so the sum is their OR
     return PackedRoi(bits.transpose(1, 2).contiguous(), height)
+
+
+@cache
+def _cpu_pack() -> Callable[[np.ndarray, np.ndarray], None] | None:
+    """The Numba kernel; None where Numba is missing or bytes of a word do not go from low to high."""
+    if sys.byteorder != "little" or find_spec("numba") is None:
+        return None
+    from egal_kernels.roi_cpu import pack
+
+    return pack
+
+
+def pack_boxes(boxes: Sequence[Sequence[Box]], height: int, width: int) -> PackedRoi:
+    """The union of each image's boxes as a PackedRoi of `height`×`width` pixels on the CPU; no mask is drawn.
+
+    boxes[i]: those of image i, x0, y0, x1, y1 in pixels with x1 and y1 exclusive. A pixel is inside where its centre
+    is; a box that holds no centre takes the pixel under its middle.
+
+    Raises ValueError naming a box that is empty or leaves the image.
+    """
+    bits = np.zeros((len(boxes), width, -(-height // WORD)), np.uint32)
+    tops = WORD * np.arange(bits.shape[2])
+    for i, image in enumerate(boxes):
+        for j, (x0, y0, x1, y1) in enumerate(image):
+            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+                raise ValueError(f"boxes: boxes[{i}][{j}] is {[x0, y0, x1, y1]}; expected x0 < x1 and y0 < y1 "
+                                 f"within {width}×{height} (w×h) pixels")  # fmt: skip
+            (left, right), (top, bottom) = _centres(x0, x1, width), _centres(y0, y1, height)
+            low, high = (np.clip(y - tops, 0, WORD).astype(np.uint64) for y in (top, bottom))
+            ones = (np.uint64(1) << high) - (np.uint64(1) << low)  # rows [top, bottom) of each word
+            bits[i, left:right] |= ones.astype(np.uint32)
+    return PackedRoi(torch.from_numpy(bits.view(np.int32)), height)
+
+
+def _centres(low: float, high: float, size: int) -> tuple[int, int]:
+    """The pixels whose centre is in [low, high); if there is none, the one under its middle."""
+    first, stop = ceil(low - 0.5), ceil(high - 0.5)
+    middle = min(floor((low + high) / 2), size - 1)
+    return (first, stop) if first < stop else (middle, middle + 1)
 
 
 def _popcount(words: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def problems(draw):
 def test_equals_the_per_pixel_loops_up_to_rounding(problem):
     features, head, roi, threshold = problem
     linear = head["weight"] is not None
-    out = acquire(features, roi=pack_roi(roi), threshold=threshold, **head)
+    out = acquire(features, roi=pack_roi(roi), threshold=threshold, backend="reference", **head)
     wide = features.dtype == torch.float64
     dtype, u = (torch.float64, 2.0**-53) if wide else (torch.float32, 2.0**-24)
     _, channels, h, w = features.shape
@@ -94,7 +94,7 @@ def test_on_well_conditioned_maps_hardly_a_pixel_is_near_the_threshold(dtype):
     features = torch.from_numpy(np.maximum(rng.normal(size=(4, 8, 7, 7)), 0)).to(dtype)
     weight = torch.from_numpy(rng.uniform(0.1, 1, size=(2, 8)))
     roi = torch.from_numpy(rng.random((4, 61, 47)) < 0.4)
-    out = acquire(features, weight, None, pack_roi(roi), classes=torch.tensor([0, 1, 0, 1]))
+    out = acquire(features, weight, None, pack_roi(roi), classes=torch.tensor([0, 1, 0, 1]), backend="reference")
     u = 2.0**-53 if dtype == torch.float64 else 2.0**-24
     flips = pixels = 0
     for i in range(4):
@@ -185,7 +185,8 @@ def test_entropy_is_stable_for_huge_logits(logits, expected):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("where", ["features", "silent channel", "logits", "alpha"])
-def test_a_sample_that_is_not_finite_is_marked_and_its_neighbours_are_untouched(value, dtype, where):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_sample_that_is_not_finite_is_marked_and_its_neighbours_are_untouched(value, dtype, where, backend):
     rng = np.random.default_rng(4)
     features = torch.from_numpy(rng.normal(size=(3, 5, 3, 3))).to(dtype)
     weight = torch.from_numpy(rng.normal(size=(2, 5)))
@@ -195,8 +196,8 @@ def test_a_sample_that_is_not_finite_is_marked_and_its_neighbours_are_untouched(
 
     def run():
         if where in ("logits", "alpha"):
-            return acquire(features, None, None, roi, alpha=alpha, logits=logits)
-        return acquire(features, weight, None, roi)
+            return acquire(features, None, None, roi, alpha=alpha, logits=logits, backend=backend)
+        return acquire(features, weight, None, roi, backend=backend)
 
     clean = run()
     place = {"features": features[1, 2, 1], "silent channel": features[1, 4, 1], "logits": logits[1], "alpha": alpha[1]}

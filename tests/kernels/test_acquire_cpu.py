@@ -197,6 +197,15 @@ def test_every_half_precision_value_is_read_exactly():
         assert torch.equal(out.logits[:, 0], every.float())
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_channel_weights_carry_the_one_over_hw_of_average_pooling(cached, monkeypatch):
+    monkeypatch.setattr(cpu, "CACHED_WEIGHTS", 1 << 16 if cached else 0)
+    features = torch.tensor([[[[0.0, 0.0], [0.0, 4e-14]]]])  # so faint that the ε of min-max shows the scale
+    roi = pack_roi(torch.ones(1, 2, 2, dtype=torch.bool))
+    out = acquire(features, torch.ones(1, 1), None, roi, backend="cpu")
+    assert float(out.soft_intersection) == pytest.approx(0.5, abs=1e-6)  # 1e-14/1e-7 = 1e-7, then 1e-7/(1e-7 + 1e-7)
+
+
 def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was():
     features, weight, bias, roi = scenes(13)
     before, outs = torch.get_num_threads(), []

@@ -52,7 +52,7 @@ ANY_HEAD = {"weight": None, "bias": None, "alpha": torch.zeros(2, 3), "logits": 
         ({"threshold": float("nan")}, "threshold: expected a number in [0, 1], got nan"),
         (
             {"convention": "gradcam"},
-            "convention: unknown value 'gradcam'; did you mean 'grad-cam'? choices: 'grad-cam'",
+            "convention: unknown value 'gradcam'; did you mean 'grad-cam'? choices: 'grad-cam', 'torchcam'",
         ),
         ({"backend": "tritn"}, "backend: unknown value 'tritn'; did you mean 'triton'? choices: 'auto', 'reference'"),
         ({"backend": "triton"}, "backend: 'triton' is not in this version; choose from 'auto', 'reference'"),

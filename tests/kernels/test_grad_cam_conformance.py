@@ -4,46 +4,17 @@
 """
 
 import pytest
-import timm
 import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from egal_kernels import acquire, pack_roi
 from egal_kernels.acquisition.conventions import RECIPES
+from kernels.networks import CLASSES, Trunk, smooth_images
 
-CLASSES = 5
 THRESHOLDS = (0.25, 0.5, 0.75)
 # name, input (height, width); 7×7, 3×3, 3×4 and 4×2 feature maps
 CASES = [("resnet18", (224, 224)), ("resnet18", (96, 96)), ("densenet121", (96, 128)), ("densenet121", (128, 64))]
-
-
-class Trunk(torch.nn.Module):
-    """A timm network as feature map → global average pool → linear, the map being that of one module."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        torch.manual_seed(0)
-        net = timm.create_model(name, num_classes=CLASSES)
-        for module in net.modules():  # a batch norm at its initial values hides errors of scale and shift
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.normal_(module.bias, 0, 0.3)
-                torch.nn.init.normal_(module.running_mean, 0, 0.3)
-                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-        head = net.get_classifier()
-        torch.nn.init.normal_(head.weight, 0, 0.1)
-        torch.nn.init.normal_(head.bias)
-        self.trunk, self.head = net, head
-        self.features = torch.nn.Identity()  # the target layer: its output is what forward_features gives
-
-    def forward(self, images):
-        return self.head(self.features(self.trunk.forward_features(images)).mean((2, 3)))
-
-
-def smooth_images(n, size):
-    coarse = torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    return torch.nn.functional.interpolate(coarse, size, mode="bicubic")
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1][0]}x{case[1][1]}")

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egal_kernels import PackedRoi, pack_roi
+from egal_kernels import PackedRoi, pack_boxes, pack_roi
+from egal_kernels import roi as roi_module
 
 SIZES = st.sampled_from([1, 2, 7, 31, 32, 33, 63, 64, 65, 97])
 
@@ -26,10 +27,14 @@ def numpy_words(mask: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded).view("<u4")
 
 
+@pytest.mark.parametrize("numba", [True, False])
 @given(masks())
 @settings(deadline=None, max_examples=80)
-def test_words_are_those_of_numpy_packbits_and_unpack_to_the_mask(mask):
-    roi = pack_roi(torch.from_numpy(mask))
+def test_words_are_those_of_numpy_packbits_and_unpack_to_the_mask(numba, mask):
+    with pytest.MonkeyPatch.context() as patch:
+        if not numba:
+            patch.setattr(roi_module, "_cpu_pack", lambda: None)
+        roi = pack_roi(torch.from_numpy(mask))
     np.testing.assert_array_equal(roi.bits.numpy().view(np.uint32), numpy_words(mask))
     assert roi.bits.is_contiguous()
     assert roi.shape == mask.shape
@@ -96,3 +101,32 @@ def test_packed_roi_refuses(bits, height, message):
 def test_a_full_last_word_has_no_padding():
     assert PackedRoi(torch.full((1, 2, 2), -1, dtype=torch.int32), 64).area().tolist() == [128]
     assert PackedRoi(torch.full((1, 2, 1), (1 << 31) - 1, dtype=torch.int32), 31).area().tolist() == [62]
+
+
+SPAN = st.one_of(st.integers(0, 70).map(float), st.floats(0, 70))
+
+
+@given(st.lists(st.lists(st.tuples(SPAN, SPAN, SPAN, SPAN), max_size=3), max_size=3), st.sampled_from([70, 96]))
+@settings(deadline=None, max_examples=150)
+def test_boxes_pack_to_the_pixels_whose_centres_they_hold(corners, height):
+    boxes = [[(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in image if a != c and b != d]
+             for image in corners]  # fmt: skip
+    mask = np.zeros((len(boxes), height, 70), bool)
+    x, y = np.arange(70) + 0.5, np.arange(height) + 0.5
+    for i, image in enumerate(boxes):
+        for x0, y0, x1, y1 in image:
+            across, down = (x >= x0) & (x < x1), (y >= y0) & (y < y1)
+            if not across.any():
+                across[int((x0 + x1) / 2)] = True
+            if not down.any():
+                down[int((y0 + y1) / 2)] = True
+            mask[i] |= down[:, None] & across
+    np.testing.assert_array_equal(pack_boxes(boxes, height, 70).unpack().numpy(), mask)
+
+
+@pytest.mark.parametrize(
+    "box", [(3, 3, 3, 5), (3, 3, 2, 5), (-1, 0, 2, 2), (0, 0, 11, 2), (0, 0, 2, 9), (0, 0, 1, np.nan)]
+)
+def test_a_box_that_is_empty_or_leaves_the_image_is_named(box):
+    with pytest.raises(ValueError, match=r"boxes: boxes\[1\]\[1\] is \[.*within 10×8 \(w×h\)"):
+        pack_boxes([[], [(0, 0, 1, 1), box]], 8, 10)

@@ -11,7 +11,8 @@ from torch import Tensor
 class Recipe:
     """Class map [B, h, w], (H, W) → map [B, H, W]: ReLU, min-max, bilinear resize, min-max, of which some are left out.
 
-    A min-max is given by its ε, None where there is none: maps lose their minimum and are divided by maximum + ε.
+    A min-max is given by its ε, None where there is none: subtract the minimum, divide by ε + the maximum of what is
+    left. A constant map gives zeros, whatever the ε.
     """
 
     relu: bool
@@ -25,9 +26,11 @@ class Recipe:
 
 
 RECIPES = {  # the names are those of egal_kernels.conventions
-    # pytorch-grad-cam 1.5, BaseCAM.forward; its ReLU after the resize has nothing left to clip. The ε of the last
-    # min-max keeps the peak below 1: no pixel is ≥ 1. A constant or nowhere positive class map gives zeros.
-    "grad-cam": Recipe(relu=True, low=1e-7, full=1e-7),
+    "grad-cam": Recipe(relu=True, low=1e-7, full=1e-7),  # BaseCAM.forward of pytorch-grad-cam 1.5
+    "torchcam": Recipe(relu=True, low=1e-8, full=None),  # GradCAM of torchcam 0.5
+    "monai": Recipe(relu=True, low=None, full=0.0),  # GradCAM of MONAI 1.6, its default normaliser turned upright
+    "captum": Recipe(relu=False, low=None, full=0.0),  # LayerGradCam and LayerAttribution.interpolate of Captum 0.9
+    "author": Recipe(relu=True, low=None, full=1e-8),
 }
 
 
@@ -61,6 +64,7 @@ def taps(n: int, size: int, dtype: torch.dtype, device: torch.device) -> tuple[T
 
 
 def _min_max_(maps: Tensor, epsilon: float) -> Tensor:
-    """`maps` [B, ·, ·], each scaled in place to [0, 1)."""
+    """`maps` [B, ·, ·], each scaled in place to [0, 1]."""
     maps.sub_(maps.amin((1, 2), keepdim=True))
-    return maps.div_(maps.amax((1, 2), keepdim=True) + epsilon)
+    scale = maps.amax((1, 2), keepdim=True) + epsilon
+    return maps.div_(scale.masked_fill_(scale == 0, 1))  # ε = 0 and a constant map: 0/1

@@ -6,7 +6,9 @@ from numba import njit, types
 from numba.extending import overload
 
 # Any order of a sum will do, NaN and infinity must survive: neither nnan nor ninf
-jit = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+FAST = {"reassoc", "contract", "nsz"}
+jit = njit(nogil=True, fastmath=FAST, error_model="numpy")
+kernel = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 
 
 def widen(x):
@@ -40,12 +42,22 @@ def _pool(a, channels_last, means):
             for c in range(a.shape[1]):
                 means[c] += widen(a[p, c])
         means /= np.float32(a.shape[0])
-    else:
-        for c in range(a.shape[0]):
-            total = np.float32(0)
-            for p in range(a.shape[1]):
-                total += widen(a[c, p])
-            means[c] = total / np.float32(a.shape[1])
+        return
+    channels, positions = a.shape[0], np.float32(a.shape[1])
+    for c in range(0, channels - 3, 4):  # four at a time: their sums do not wait for each other
+        a0, a1, a2, a3 = a[c], a[c + 1], a[c + 2], a[c + 3]
+        t0 = t1 = t2 = t3 = np.float32(0)
+        for p in range(a.shape[1]):
+            t0 += widen(a0[p])
+            t1 += widen(a1[p])
+            t2 += widen(a2[p])
+            t3 += widen(a3[p])
+        means[c], means[c + 1], means[c + 2], means[c + 3] = t0, t1, t2, t3
+    for c in range(channels - channels % 4, channels):
+        means[c] = 0
+        for p in range(a.shape[1]):
+            means[c] += widen(a[c, p])
+    means /= positions
 
 
 @jit
@@ -57,52 +69,45 @@ def _project(a, channels_last, alpha, out):
             for c in range(a.shape[1]):
                 total += alpha[c] * widen(a[p, c])
             out[p] = total
-    else:
-        channels = a.shape[0]
-        out[:] = 0
-        for c in range(0, channels - 3, 4):  # four at a time: a quarter of the loads and stores of `out`
-            w0, w1, w2, w3 = alpha[c], alpha[c + 1], alpha[c + 2], alpha[c + 3]
-            for p in range(a.shape[1]):
-                out[p] += (
-                    w0 * widen(a[c, p]) + w1 * widen(a[c + 1, p]) + w2 * widen(a[c + 2, p]) + w3 * widen(a[c + 3, p])
-                )
-        for c in range(channels - channels % 4, channels):
-            for p in range(a.shape[1]):
-                out[p] += alpha[c] * widen(a[c, p])
+        return
+    channels = a.shape[0]
+    out[:] = 0
+    for c in range(0, channels - 3, 4):  # four at a time: a quarter of the loads and stores of `out`
+        a0, a1, a2, a3 = a[c], a[c + 1], a[c + 2], a[c + 3]
+        w0, w1, w2, w3 = alpha[c], alpha[c + 1], alpha[c + 2], alpha[c + 3]
+        for p in range(a.shape[1]):
+            out[p] += w0 * widen(a0[p]) + w1 * widen(a1[p]) + w2 * widen(a2[p]) + w3 * widen(a3[p])
+    for c in range(channels - channels % 4, channels):
+        for p in range(a.shape[1]):
+            out[p] += alpha[c] * widen(a[c, p])
 
 
-@jit
+@kernel
 def pool(features, channels_last, start, stop, means):
     for b in range(start, stop):
         _pool(features[b], channels_last, means[b])
 
 
-@jit
+@kernel
 def project(features, channels_last, start, stop, alpha, maps):
     for b in range(start, stop):
         _project(features[b], channels_last, alpha[b], maps[b])
 
 
-@jit
+@kernel
 def linear_head(features, channels_last, start, stop, weight, bias, classes, logits, maps):
     """Logits [B, K] and class maps [B, P]; a sample is read once from memory, the second time from the cache."""
-    channels = weight.shape[1]
-    positions = np.float32(maps.shape[1])
-    means, alpha = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    count, channels = weight.shape
+    means = np.empty(channels, np.float32)
     for b in range(start, stop):
         _pool(features[b], channels_last, means)
-        for k in range(weight.shape[0]):
-            z = np.float32(0)
-            for c in range(channels):
-                z += weight[k, c] * means[c]
-            logits[b, k] = z + bias[k]
+        for k in range(count):
+            logits[b, k] = (weight[k] * means).sum() + bias[k]
         explained = classes[b] if classes.size else np.argmax(logits[b])
-        for c in range(channels):
-            alpha[c] = weight[explained, c] / positions
-        _project(features[b], channels_last, alpha, maps[b])
+        _project(features[b], channels_last, weight[explained] / np.float32(maps.shape[1]), maps[b])
 
 
-@jit
+@kernel
 def describe(logits, start, stop, entropy, predicted, finite):
     """Entropy in nats, the lowest of the most probable classes, and whether every logit is finite."""
     for b in range(start, stop):

@@ -49,7 +49,7 @@ def popcount(typingctx, x):
 
 
 # Rounded as the reference is: nothing reordered, nothing fused
-jit = njit(nogil=True, cache=True, error_model="numpy")
+jit = njit(nogil=True, error_model="numpy")
 
 
 @jit
@@ -67,6 +67,7 @@ def _prepare(class_map, relu, low_eps, low):
             least, most = min(least, v), max(most, v)
     if low_eps >= 0:
         scale = (most - least) + low_eps
+        scale = scale if scale > 0 else np.float32(1)
         for i in range(low.shape[0]):
             for j in range(low.shape[1]):
                 low[i, j] = (low[i, j] - least) / scale
@@ -130,7 +131,7 @@ def _critical(least, most, scale, threshold):
     return _value(np.int32(above))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="never")  # kept out of the loop that seldom needs it
+@njit(nogil=True, error_model="numpy", inline="never")  # kept out of the loop that seldom needs it
 def _search(a, step, t, first, last, critical, side):
     """The first row in [first, last] on `side` of `critical`, `last` being on it."""
     while first < last:
@@ -221,7 +222,7 @@ def _count(rows, axis, words, below, critical, state, ends):
     return intersection, area
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})  # lets the sum be vectorised
+@njit(nogil=True, error_model="numpy", fastmath={"reassoc"})  # lets the sum be vectorised
 def _moment(rows, axis, pieces, words, left, right):
     """Σ v·ROI over columns [left, right).
 
@@ -266,7 +267,7 @@ def _soft_by_pixel(rows, axis, words, least, scale):
     return inside, total
 
 
-@jit
+@njit(nogil=True, cache=True, error_model="numpy")
 def overlap(maps, finite, bits, start, stop, columns, axis, pieces, relu, low_eps, full_eps, threshold,
             entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area):  # fmt: skip
     """The five overlap fields of samples [start, stop), from class maps [B, h, w] and ROI words [B, W, words].
@@ -289,6 +290,7 @@ def overlap(maps, finite, bits, start, stop, columns, axis, pieces, relu, low_ep
         if full_eps >= 0:
             least, most = _extremes(rows, axis)
             scale = (most - least) + full_eps
+            scale = scale if scale > 0 else np.float32(1)
             small = most - least < np.float32(1 / 64) * max(abs(least), abs(most))
             critical = _critical(least, most, scale, threshold)
         area, left, right = _ranks(bits[b], words, below)

@@ -43,7 +43,7 @@ def acquire(
         for the device.
     alpha [B, C], logits [B, K]: any other head, with weight and bias None. alpha_c is the mean over h, w of ∂y/∂A_c,
         y being the logit to explain (Selvaraju et al. 2017, eq. 1), so 1/(h·w) is in it.
-    backend: "auto" takes the fastest that is there.
+    backend: "reference", "cpu" (not f64), or "auto", the fastest that takes the features and is installed.
 
     Raises ValueError naming the argument when a shape, dtype, device or value is wrong, or when not exactly one form of
     head is given. Samples that are not finite do not raise: see `Acquisition`. No gradient flows through the result.
