@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/core.stamp
-	$(BIN)/egal-bench compare --preset quick --shortcut 0.8 --out runs/demo
+	$(BIN)/egal-bench compare --preset quick --shortcut 0.5 --out runs/demo
 
 test: lint
 	$(BIN)/python -m pytest

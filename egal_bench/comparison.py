@@ -31,7 +31,7 @@ from egal_shards import Manifest, pack
 from egal_shards.sources import phantom
 from egal_shards.threads import cores
 
-PHANTOM_SIZE = 64  # pixels a side, unless --size says otherwise
+PHANTOM_SIZE = 48  # pixels a side, unless --size says otherwise
 FROZEN_SEED = 0  # a frozen trunk without weights is the same for every seed, so that its features are computed once
 
 

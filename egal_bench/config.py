@@ -75,7 +75,7 @@ class Config(BaseModel):
     size: Count | None = Field(
         None, description="pixels a side the network sees; none: the size the shards were packed at"
     )
-    epochs: Count = Field(30, description="finetune: passes over the labelled set in each round")
+    steps: Count = Field(300, description="finetune: optimiser steps in each round, however many labels there are")
     batch_size: Count = Field(32, description="images in a training batch")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         1e-3, description="finetune: peak of the one-cycle AdamW schedule"
@@ -123,8 +123,8 @@ class Config(BaseModel):
 PRESETS: dict[str, dict[str, Any]] = {
     # a phantom that a laptop learns in a minute
     "quick": {
-        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 60, "budget": 60, "rounds": 5,
-        "phantom_samples": 1500, "learning_rate": 4e-3, "epochs": 20,
+        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 40, "rounds": 5,
+        "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 2e-3, "steps": 100, "batch_size": 24,
     },
     # arXiv 2602.13308: 570 labels, 60 a round, DenseNet-121 and the settings of its author's code
     "paper": {

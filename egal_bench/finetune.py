@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class FinetuneLearner:
         self.loader = loader
 
     def fit(self, labelled: np.ndarray, round_: int) -> None:
-        """Train on the samples at positions `labelled`: AdamW, one cycle, `epochs` passes, flips and shifts."""
+        """Train on the samples at positions `labelled`: `steps` of AdamW in one cycle; images flipped and shifted."""
         config = self.config
         rng = np.random.default_rng([*self.loader.generate_state(4), round_])
         images, labels = self._load(labelled)
@@ -47,17 +48,14 @@ class FinetuneLearner:
         network.load_state_dict(self.initial)
         network.train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        batches = -(-len(labelled) // config.batch_size)
-        steps = config.epochs * batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle((step + 0.5) / steps))
-        for _ in range(config.epochs):
-            for rows in np.array_split(rng.permutation(len(labelled)), batches):  # of equal size: no batch of one
-                loss = F.cross_entropy(network(_augment(images[rows], rng)), labels[rows])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-                optimizer.step()
-                schedule.step()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle((step + 0.5) / config.steps))
+        for rows in islice(_orders(len(labelled), config.batch_size, rng), config.steps):
+            loss = F.cross_entropy(network(_augment(images[rows], rng)), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            optimizer.step()
+            schedule.step()
         if not torch.isfinite(loss):
             raise BenchError(f"training diverged in round {round_}: lower --learning-rate (now {config.learning_rate})")
         network.eval()
@@ -91,6 +89,12 @@ class FinetuneLearner:
         """Images uint8 [L, C, H, W] and labels int64 [L] of the labelled set, which the budget bounds."""
         batches = list(self.dataset.shards.batches(labelled, SCORE_BATCH, self.device))
         return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+
+
+def _orders(samples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Rows of each batch, without end: every epoch a new permutation, cut evenly, so that no batch holds one sample."""
+    while True:
+        yield from np.array_split(rng.permutation(samples), -(-samples // batch_size))
 
 
 def _one_cycle(done: float) -> float:

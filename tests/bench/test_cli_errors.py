@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 EGAL_BENCH = str(Path(sys.executable).with_name("egal-bench"))
-TINY = ["--backbone=small-cnn", "--init=5", "--budget=2", "--rounds=1", "--seeds=1", "--epochs=1", "--workers=1"]
+TINY = ["--backbone=small-cnn", "--init=5", "--budget=2", "--rounds=1", "--seeds=1", "--steps=1", "--workers=1"]
 
 
 def run(cwd: Path, *words) -> subprocess.CompletedProcess:

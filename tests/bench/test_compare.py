@@ -19,7 +19,7 @@ from egal_shards import ShardSet
 EGAL_BENCH = str(Path(sys.executable).with_name("egal-bench"))
 TINY = [
     "--backbone=small-cnn", "--phantom-samples=150", "--size=32", "--shortcut=0.9", "--strategies=random,entropy,egal",
-    "--seeds=2", "--init=15", "--budget=10", "--rounds=2", "--epochs=2", "--batch-size=16",
+    "--seeds=2", "--init=15", "--budget=10", "--rounds=2", "--steps=4", "--batch-size=16",
 ]  # fmt: skip
 
 

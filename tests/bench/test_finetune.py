@@ -20,9 +20,9 @@ def dataset(tmp_path_factory):
     return open_dataset(path)
 
 
-def learner(dataset, epochs: int = 15) -> FinetuneLearner:
+def learner(dataset, steps: int = 30) -> FinetuneLearner:
     network = model.build("small-cnn", 3, image_channels=1, image_size=32, size=None, seed=0)
-    settings = Config(epochs=epochs, learning_rate=5e-3, batch_size=16)
+    settings = Config(steps=steps, learning_rate=5e-3, batch_size=16)
     return FinetuneLearner(dataset, network, settings, np.random.SeedSequence(0).spawn(4)[3], "cpu")
 
 
@@ -35,7 +35,7 @@ def one_thread():
 
 
 def test_it_fits_what_it_was_shown(dataset):
-    made, labelled = learner(dataset, epochs=60), dataset.pool[:40]
+    made, labelled = learner(dataset, steps=180), dataset.pool[:40]
     before = (made.score(labelled, overlap=False).logits.argmax(1) == dataset.labels[labelled]).mean()
     made.fit(labelled, 0)
     after = (made.score(labelled, overlap=False).logits.argmax(1) == dataset.labels[labelled]).mean()
