@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
-from egal_bench import features, model, weights
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset, open_dataset
 from egal_bench.environment import environment
@@ -30,6 +29,9 @@ from egal_kernels.conventions import CONVENTIONS
 from egal_shards import Manifest, pack
 from egal_shards.sources import phantom
 from egal_shards.threads import cores
+
+if TYPE_CHECKING:
+    from egal_bench.model import Network
 
 PHANTOM_SIZE = 48  # pixels a side, unless --size says otherwise
 FROZEN_SEED = 0  # a frozen trunk without weights is the same for every seed, so that its features are computed once
@@ -128,6 +130,11 @@ def _check(datasets: Sequence[Dataset], config: Config) -> None:
 
 def _tasks(config: Config, datasets: Sequence[Dataset], out: Path, device: str) -> list[Task]:
     """The grid, seed by seed; builds each network once, to find what is wrong with it before any run starts."""
+    from egal_bench import (  # torch takes seconds to load: what can be refused without it is refused first
+        model,
+        weights,
+    )
+
     state, digest = weights.load(config.weights, config.backbone)
     tasks = []
     for dataset in datasets:
@@ -151,8 +158,10 @@ def _tasks(config: Config, datasets: Sequence[Dataset], out: Path, device: str) 
     return tasks
 
 
-def _features(config: Config, dataset: Dataset, network: model.Network, digest: str, out: Path, device: str) -> Path:
+def _features(config: Config, dataset: Dataset, network: Network, digest: str, out: Path, device: str) -> Path:
     """Folder of the frozen trunk's features, beside the runs so that other comparisons share it."""
+    from egal_bench import features
+
     if config.weights is None:
         console.print("frozen trunk without --weights: its features are random projections, so expect little of them")
     name = features.identity(dataset, config.backbone, digest, config.size)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import log_softmax
 
 from egal_bench.errors import BenchError
 from egal_bench.strategies import Overlap
-from egal_kernels import Acquisition
+
+if TYPE_CHECKING:
+    from egal_kernels import Acquisition
 
 
 @dataclass(frozen=True)

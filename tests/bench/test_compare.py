@@ -13,6 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from egal_bench.comparison import compare as run_comparison
+from egal_bench.config import Config
+from egal_bench.errors import BenchError
 from egal_bench.results import SCHEMAS, TIMINGS, load
 from egal_shards import ShardSet
 
@@ -195,16 +198,20 @@ def test_a_dead_worker_is_reported_and_finished_runs_are_kept(tmp_path):
         ("pool.acquisition", "does not declare"),
     ],
 )
-def test_what_a_foreign_strategy_does_wrong_is_said(tmp_path, body, says):
+def test_what_a_foreign_strategy_does_wrong_is_said(finished, tmp_path, monkeypatch, body, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(
         f"def mine(pool): return list({body})\nmine.needs_roi, mine.needs_features = False, False\n"
     )
-    done = compare(*TINY, "--workers=1", "--out=out", "--strategies=mine:mine", cwd=tmp_path, status=2)
-    assert says in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].startswith("error: phantom-brain, mine:mine, seed 0: ")
+    with pytest.raises(BenchError, match=rf"^phantom-brain, mine:mine, seed 0: .*{says}"):
+        in_process(finished, "mine:mine")
 
 
-def test_a_foreign_strategy_gets_the_features_it_declares(tmp_path):
+def test_a_foreign_strategy_gets_the_features_it_declares(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "far.py").write_text(
         "import numpy as np\n"
         "def far(pool):\n"
@@ -213,10 +220,17 @@ def test_a_foreign_strategy_gets_the_features_it_declares(tmp_path):
         "    return pool.rank(d)\n"
         "far.needs_roi, far.needs_features = False, True\n"
     )
-    compare(*TINY, "--workers=1", "--out=out", "--seeds=1", "--strategies=far:far", cwd=tmp_path)
+    in_process(finished, "far:far")
     rows = load(tmp_path / "out")["selections"].query("round > 0")
     assert (rows.score > 0).all()
     assert rows.strategy.unique().tolist() == ["far:far"]
+
+
+def in_process(finished, strategy: str) -> None:
+    """A comparison of one strategy, one seed, on the shards of the finished one, into ./out."""
+    shards = str(finished[0] / "shards" / "phantom-brain")
+    tiny = {"backbone": "small-cnn", "init": 15, "budget": 10, "rounds": 2, "steps": 2, "seeds": 1, "workers": 1}
+    run_comparison(Config(shards=(shards,), strategies=(strategy,), out=Path("out"), **tiny))
 
 
 def test_the_environment_has_no_say_in_the_numbers(finished, tmp_path):
