@@ -32,9 +32,10 @@ def test_features_are_the_trunks_output_and_the_rois_of_the_shards(dataset, tmp_
     for i in (0, 31, 32, 74):
         sample = dataset.shards[i]
         with torch.no_grad():
-            want = trunk.features(torch.from_numpy(sample.image)[None])[0]
-        np.testing.assert_array_equal(found.maps[i], want.half().numpy())
-        np.testing.assert_allclose(found.pooled[i], want.half().double().mean((1, 2)).numpy(), rtol=1e-5)
+            want = trunk.features(torch.from_numpy(sample.image.copy())[None])[0]
+        # a batch of one sums in another order: float16's last bit may differ, and no more
+        np.testing.assert_allclose(found.maps[i], want.numpy(), rtol=2**-10, atol=2**-20)
+        np.testing.assert_allclose(found.pooled[i], found.maps[i].astype(np.float64).mean((1, 2)), rtol=1e-5)
         np.testing.assert_array_equal(found.roi[i], pack_roi(torch.from_numpy(sample.roi)[None]).bits[0].numpy())
 
 
