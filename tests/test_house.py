@@ -34,16 +34,23 @@ def test_arrows_between_the_packages_go_one_way(package):
     assert crossing == {}
 
 
-@pytest.mark.parametrize("what", ["strategies", "sources", "backbones", "conventions"])
-def test_list_answers_without_torch(what):
+COMMANDS = [
+    *(["list", what] for what in ("strategies", "sources", "backbones", "conventions")),
+    ["pack", "phantom", "brain", "set", "--samples=60", "--size=32"],
+    ["verify", "set"],
+]
+
+
+def test_pack_verify_and_list_answer_without_torch(tmp_path):
     code = (
-        "import sys; from egal_bench.cli import main; sys.argv = ['egal-bench', 'list', sys.argv[1]]\n"
+        "import sys; from egal_bench.cli import main; sys.argv = ['egal-bench', *sys.argv[1:]]\n"
         "try: main()\n"
         "except SystemExit as end: print('status', end.code, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, what], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "status 0 False", done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) > 1
+    for words in COMMANDS:
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.splitlines()[-1] == "status 0 False", done.stdout + done.stderr
+        assert len(done.stdout.splitlines()) > 1, words
 
 
 def test_help_takes_at_most_three_tenths_of_a_second_of_cpu():
