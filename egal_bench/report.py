@@ -31,7 +31,8 @@ def summary_table(summary: pd.DataFrame) -> Group:
     parts: list[Table | Text] = []
     for dataset, rows in summary.groupby("dataset", sort=False):
         first = rows.iloc[0]
-        title = f"{dataset}: %, mean ± sd over {first.seeds} seeds, after {first.labels} labels"
+        seeds = "1 seed" if first.seeds == 1 else f"{first.seeds} seeds"
+        title = f"{dataset}: %, mean ± sd over {seeds}, after {first.labels} labels"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         table.add_column("strategy", no_wrap=True)
         for name in ("accuracy", "macro AUC", "AUBC", "AUBC−random", "won", "labels", "masks"):
