@@ -124,7 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # a phantom that a laptop learns in a minute
     "quick": {
         "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 40, "rounds": 5,
-        "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 2e-3, "steps": 100, "batch_size": 24,
+        "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 2e-3, "steps": 80, "batch_size": 20,
     },
     # arXiv 2602.13308: 570 labels, 60 a round, DenseNet-121 and the settings of its author's code
     "paper": {
