@@ -22,17 +22,19 @@ def check_tensor(
     """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name}: expected a tensor [{', '.join(layout.split())}], got {type(tensor).__name__}")
-    got, dims = list(tensor.shape), layout.split()
-    expected = "[" + ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims) + "]"
-    if len(got) != len(dims) or any(sizes.get(dim, n) != n for dim, n in zip(dims, got, strict=True)):
-        raise ValueError(f"{name}: expected shape {expected}, got {got}")
-    if any(n == 0 and dim != "B" for dim, n in zip(dims, got, strict=True)):
-        raise ValueError(f"{name}: expected shape {expected} with no dimension but B of size 0, got {got}")
+    got, dims = tensor.shape, layout.split()
+    fits, empty = len(got) == len(dims), False
+    for dim, n in zip(dims, got, strict=False):  # on the way of every call: a loop, and no text before it is wanted
+        fits, empty = fits and sizes.get(dim, n) == n, empty or (n == 0 and dim != "B")
+    if not fits or empty:
+        expected = "[" + ", ".join(f"{dim}={sizes[dim]}" if dim in sizes else dim for dim in dims) + "]"
+        rule = " with no dimension but B of size 0" if fits else ""
+        raise ValueError(f"{name}: expected shape {expected}{rule}, got {list(got)}")
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')} {got}")
+        raise ValueError(f"{name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')} {list(got)}")
     if device is not None and tensor.device != device:
-        raise ValueError(f"{name}: expected device {device}, that of features, got {tensor.device} {got}")
+        raise ValueError(f"{name}: expected device {device}, that of features, got {tensor.device} {list(got)}")
     sizes.update(zip(dims, got, strict=True))
     return tensor
 

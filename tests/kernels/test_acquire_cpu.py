@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egal_kernels import acquire, pack_roi
-from egal_kernels.acquisition import cpu
+from egal_kernels import acquire, pack_roi, threads
+from egal_kernels.acquisition import cpu, cpu_head, cpu_overlap
 from egal_kernels.acquisition.conventions import RECIPES
 from kernels.kernel_oracle import linear_head, truth
 
@@ -197,6 +198,31 @@ def test_every_half_precision_value_is_read_exactly():
         assert torch.equal(out.logits[:, 0], every.float())
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    channels=st.sampled_from([1, 3, 4, 63, 64, 130]),
+    classes=st.sampled_from([2, 3, cpu_head.MAPPED, cpu_head.MAPPED + 1, 9]),
+    side=st.sampled_from([(1, 1), (2, 2), (4, 4), (4, 8), (16, 2), (16, 16)]),
+    size=st.sampled_from([(31, 33), (64, 40), (7, 97)]),
+    dtype=DTYPES,
+    channels_last=st.booleans(),
+)
+def test_a_head_whose_sums_are_exact_gives_the_reference_s_counts(
+    seed, channels, classes, side, size, dtype, channels_last
+):
+    """Small integers, and 2ⁿ positions: no sum is rounded, so its order cannot excuse a single pixel."""
+    rng = np.random.default_rng(seed)
+    features = torch.from_numpy(rng.integers(-8, 9, (3, channels, *side))).to(dtype)
+    weight = torch.from_numpy(rng.integers(-8, 9, (classes, channels)) / 8).float()
+    roi = pack_roi(torch.from_numpy(rng.random((3, *size)) < 0.3))
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    ours, reference = (acquire(features, weight, None, roi, backend=name) for name in ("cpu", "reference"))
+    for name in ("logits", "predicted", *COUNTS):
+        assert torch.equal(getattr(ours, name), getattr(reference, name)), name
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_channel_weights_carry_the_one_over_hw_of_average_pooling(cached, monkeypatch):
     monkeypatch.setattr(cpu, "CACHED_WEIGHTS", 1 << 16 if cached else 0)
@@ -221,11 +247,17 @@ def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was():
             assert torch.equal(getattr(out, name), getattr(outs[0], name)), name
 
 
-def test_one_thread_stays_the_callers(monkeypatch):
-    seen = set()
-    monkeypatch.setattr(cpu.cpu_head, "describe", lambda *args, run=cpu.cpu_head.describe: seen.add(
-        threading.get_ident()) or run(*args))  # fmt: skip
-    before = torch.get_num_threads()
+def test_as_many_threads_as_pytorch_has(monkeypatch):
+    """Two threads: both must come. One: it is the caller's."""
+    seen, both, before = set(), threading.Barrier(2), torch.get_num_threads()
+
+    def watched(*args, run=cpu.cpu_kernel.acquire):
+        seen.add(threading.get_ident())
+        if torch.get_num_threads() == 2:
+            both.wait(timeout=60)
+        run(*args)
+
+    monkeypatch.setattr(cpu.cpu_kernel, "acquire", watched)
     try:
         torch.set_num_threads(2)
         acquire(*scenes(8), backend="cpu")
@@ -236,6 +268,21 @@ def test_one_thread_stays_the_callers(monkeypatch):
         assert seen == {threading.get_ident()}
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_thread_that_never_begins_is_not_waited_for(monkeypatch):
+    """A busy core: the pool's only thread is taken, and the caller does every sample itself."""
+    release, before = threading.Event(), torch.get_num_threads()
+    expected = acquire(*scenes(9), backend="cpu")
+    try:
+        torch.set_num_threads(2)
+        threads._pool(1).submit(release.wait, 60)
+        out = acquire(*scenes(9), backend="cpu")
+        assert not release.is_set()
+    finally:
+        release.set()
+        torch.set_num_threads(before)
+    assert all(torch.equal(getattr(out, name), getattr(expected, name)) for name in vars(out))
 
 
 def test_calls_from_several_threads_do_not_mix():
@@ -266,6 +313,38 @@ def test_every_element_of_the_output_is_written(monkeypatch):
     poisoned = acquire(features, weight, bias, roi, backend="cpu")
     for name in vars(clean):
         torch.testing.assert_close(getattr(poisoned, name), getattr(clean, name), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_thread_works_in_64_kib_beyond_the_features_and_the_result():
+    """A 7×7 map of 2048 channels and 10 classes at 224²: nothing that grows with B·H·W, nor with H·W."""
+    h, w, height, width, channels, classes = 7, 7, 224, 224, 2048, 10
+    space = cpu_overlap.scratch(h, w, width, -(-height // 32))  # the arrays that the kernel itself allocates
+    head = 4 * (cpu_head.MAPPED * h * w + h * w + 2 * channels + classes)  # maps, the map, means, products with weights
+    assert sum(array.nbytes for array in space) + head <= 64 * 1024
+
+
+def test_peak_memory_does_not_grow_with_the_batch():
+    """Measured by the system: a batch of 256 needs a few pages more than its result, where one map is 51 MB."""
+    script = """
+import torch
+from egal_kernels import PackedRoi, acquire
+torch.set_num_threads(2)
+batch = 256
+arguments = torch.rand(batch, 64, 7, 7), torch.rand(10, 64), None
+roi = PackedRoi(torch.randint(0, 2**31, (batch, 224, 7), dtype=torch.int32), 224)
+def resident(field):
+    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith(field)))
+acquire(arguments[0][:8], *arguments[1:], roi[:8], backend="cpu")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = resident("VmRSS")
+out = acquire(*arguments, roi, backend="cpu")
+print(resident("VmHWM") - before)
+"""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("peak memory is read from Linux's /proc")
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    result = 256 * 4 * (10 + 8)
+    assert int(run.stdout) <= result + 2 * 64 * 1024 + 256 * 1024  # 256: Python's own objects, in pages
 
 
 def test_an_empty_batch_gives_empty_fields():

@@ -55,7 +55,11 @@ ANY_HEAD = {"weight": None, "bias": None, "alpha": torch.zeros(2, 3), "logits": 
             "convention: unknown value 'gradcam'; did you mean 'grad-cam'? choices: 'grad-cam', 'torchcam'",
         ),
         ({"backend": "tritn"}, "backend: unknown value 'tritn'; did you mean 'triton'? choices: 'auto', 'reference'"),
-        ({"backend": "triton"}, "backend: 'triton' is not in this version; choose from 'auto', 'reference'"),
+        ({"backend": "triton"}, "backend: 'triton' takes features on a CUDA or ROCm device, got cpu; move them there"),
+        (
+            {"backend": "triton", "features": torch.zeros(2, 3, 4, 4, dtype=torch.float64)},
+            "backend: 'triton' computes in float32, got float64 features; choose 'auto' or 'reference'",
+        ),
         (
             {"backend": "cpu", "features": torch.zeros(2, 3, 4, 4, dtype=torch.float64)},
             "backend: 'cpu' computes in float32, got float64 features; choose 'auto' or 'reference'",

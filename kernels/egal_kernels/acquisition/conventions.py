@@ -20,9 +20,9 @@ class Recipe:
     full: float | None  # ε of the min-max at full resolution
 
     def __call__(self, class_map: Tensor, size: tuple[int, int]) -> Tensor:
-        low = torch.relu(class_map) if self.relu else class_map.clone()
-        full = resize(low if self.low is None else _min_max_(low, self.low), size)
-        return full if self.full is None else _min_max_(full, self.full)
+        low = torch.relu(class_map) if self.relu else class_map
+        full = resize(low if self.low is None else _min_max(low, self.low), size)
+        return full if self.full is None else _min_max(full, self.full)
 
 
 RECIPES = {  # the names are those of egal_kernels.conventions
@@ -58,13 +58,16 @@ def _resize_axis(maps: Tensor, dim: int, size: int) -> Tensor:
 @lru_cache(maxsize=64)  # a dozen small ops that would otherwise cost each chunk as much as a pass over its maps
 def taps(n: int, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Index of neighbour a, int64 [size], and weight t of neighbour b, [size] in [0, 1), resampling n to `size`."""
-    # source coordinate (i + ½)·n/size − ½ in units of 1/(2·size): integers, so that it is exact in every dtype
-    position = torch.arange(1, 2 * size, 2, device=device).mul_(n).sub_(size).clamp_min_(0)
-    return position // (2 * size), (position % (2 * size)).to(dtype).div_(2 * size)
+    with torch.inference_mode(False):  # a later call may need them for a backward pass
+        # source coordinate (i + ½)·n/size − ½ in units of 1/(2·size): integers, so that it is exact in every dtype;
+        # on the CPU, which divides: CUDA multiplies by the inverse of a number, and rounds otherwise
+        position = torch.arange(1, 2 * size, 2).mul_(n).sub_(size).clamp_min_(0)
+        t = (position % (2 * size)).to(dtype).div_(2 * size)
+        return (position // (2 * size)).to(device), t.to(device)
 
 
-def _min_max_(maps: Tensor, epsilon: float) -> Tensor:
-    """`maps` [B, ·, ·], each scaled in place to [0, 1]."""
-    maps.sub_(maps.amin((1, 2), keepdim=True))
-    scale = maps.amax((1, 2), keepdim=True) + epsilon
-    return maps.div_(scale.masked_fill_(scale == 0, 1))  # ε = 0 and a constant map: 0/1
+def _min_max(maps: Tensor, epsilon: float) -> Tensor:
+    """`maps` [B, ·, ·], each scaled to [0, 1]; a constant one is zeros, and so is its gradient."""
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    most = maps.amax((1, 2), keepdim=True)
+    return maps / (most + epsilon).masked_fill(most == 0, torch.inf)

@@ -1,14 +1,22 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
-"""Numba kernels of the CPU backend, features → logits and class maps. Sums may be reordered and contracted here."""
+"""Numba functions of the CPU backend, features → logits and class maps. Sums may be reordered and contracted here."""
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from egal_kernels.threads_cpu import take
 
 # Any order of a sum will do, NaN and infinity must survive: neither nnan nor ninf
 FAST = {"reassoc", "contract", "nsz"}
 jit = njit(nogil=True, fastmath=FAST, error_model="numpy")
 kernel = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+
+
+MAPPED = 4  # classes whose maps are made at once
+CACHED = 1 << 12  # features of a block of channels, which stays in the L1 cache while every class takes its part of it
 
 
 def widen(x):
@@ -17,25 +25,141 @@ def widen(x):
 
 @overload(widen)
 def _widen(x):
-    if x == types.float32:
-        return lambda x: x
-    if x == types.uint16:
-        return lambda x: np.uint32(np.uint32(x) << 16).view(np.float32)
+    return lambda x: _to_float(x)
 
-    def from_half(x):
-        magnitude = np.uint32((np.uint32(x) & 0x7FFF) << 13)
-        sign = np.uint32((np.uint32(x) & 0x8000) << 16)
-        # exponents differ by 112, subnormals included; an exponent of all ones stays all ones
-        value = magnitude.view(np.float32) * np.float32(2.0**112)
-        bits = np.uint32(magnitude | 0x7F800000) if magnitude >= 0x0F800000 else np.float32(value).view(np.uint32)
-        return np.uint32(bits | sign).view(np.float32)
 
-    return from_half
+@intrinsic
+def _to_float(typing, x):
+    def generate(context, builder, signature, args):
+        return _floats(builder, args[0], x)
+
+    return types.float32(x), generate
+
+
+def _floats(builder, x, stored, lanes=None):
+    """LLVM instructions for `widen`, of a scalar or of a vector of `lanes`."""
+    shape = (lambda scalar: ir.VectorType(scalar, lanes)) if lanes else (lambda scalar: scalar)
+    if stored == types.float32:
+        return x
+    if stored == types.int16:
+        return builder.fpext(builder.bitcast(x, shape(ir.HalfType())), shape(ir.FloatType()))
+    wide = builder.zext(x, shape(ir.IntType(32)))  # a bfloat16 is the upper half of a float32
+    sixteen = ir.Constant(wide.type, [16] * lanes if lanes else 16)
+    return builder.bitcast(builder.shl(wide, sixteen), shape(ir.FloatType()))
+
+
+@intrinsic(prefer_literal=True)
+def _add_tile(typing, a, first, stop, p, weight, k, maps, lanes, classes):
+    """maps[k : k + classes, p : p + lanes] += Σ_c weight[k…, c]·a[c, p : p + lanes] over channels [first, stop).
+
+    The sums stay in vector registers, which Numba has no syntax for: loops over 49 positions would spend more on their
+    ends than on the sums. `lanes` and `classes` are constants.
+    """
+    n, count, stored = lanes.literal_value, classes.literal_value, a.dtype
+
+    def generate(context, builder, signature, args):
+        arrays = [context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 4, 6)]
+        (a, w, m), (_, first, stop, p, _, k, *_) = arrays, args
+        width, channels, positions = (cgutils.unpack_tuple(builder, x.shape)[-1] for x in arrays)
+        kept, loaded = ir.VectorType(ir.FloatType(), n), ir.VectorType(a.data.type.pointee, n)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), n), [0] * n)
+        rows = [builder.add(k, k.type(i)) for i in range(count)]
+        weights = [builder.gep(w.data, [builder.mul(row, channels)]) for row in rows]
+        places = [builder.gep(m.data, [builder.add(builder.mul(row, positions), p)]) for row in rows]
+        places = [builder.bitcast(place, kept.as_pointer()) for place in places]
+        sums = [cgutils.alloca_once(builder, kept) for _ in rows]
+        for total, place in zip(sums, places, strict=True):
+            builder.store(builder.load(place, align=4), total)
+        with cgutils.for_range_slice(builder, first, stop, first.type(1)) as (c, _):
+            place = builder.gep(a.data, [builder.add(builder.mul(c, width), p)])
+            x = builder.load(builder.bitcast(place, loaded.as_pointer()), align=stored.bitwidth // 8)
+            x = _floats(builder, x, stored, n)
+            for total, row in zip(sums, weights, strict=True):
+                factor = builder.load(builder.gep(row, [c]))
+                lane0 = builder.insert_element(ir.Constant(kept, ir.Undefined), factor, ir.IntType(32)(0))
+                product = builder.fmul(builder.shuffle_vector(lane0, lane0, everywhere), x, flags=["contract"])
+                builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+        for total, place in zip(sums, places, strict=True):
+            builder.store(builder.load(total), place, align=4)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(a, index, index, index, weight, index, maps, lanes, classes), generate
+
+
+def _adder(classes):
+    @jit
+    def add(a, first, stop, weight, k, maps):
+        """maps[k : k + classes] += their sums over channels [first, stop)."""
+        p, positions = 0, a.shape[1]
+        while positions - p >= 16:
+            _add_tile(a, first, stop, p, weight, k, maps, 16, classes)
+            p += 16
+        while positions - p >= 4:
+            _add_tile(a, first, stop, p, weight, k, maps, 4, classes)
+            p += 4
+        while p < positions:
+            _add_tile(a, first, stop, p, weight, k, maps, 1, classes)
+            p += 1
+
+    return add
+
+
+_add3, _add1 = _adder(3), _adder(1)
+
+
+@jit
+def _dot3(a, b, weight, k, maps, p, q):
+    """Positions p and q, with features a and b [C], of three class maps at once: each weight is loaded once for two."""
+    w0, w1, w2 = weight[k], weight[k + 1], weight[k + 2]
+    s0 = s1 = s2 = t0 = t1 = t2 = np.float32(0)
+    for c in range(a.size):
+        x, y = widen(a[c]), widen(b[c])
+        s0 += w0[c] * x
+        s1 += w1[c] * x
+        s2 += w2[c] * x
+        t0 += w0[c] * y
+        t1 += w1[c] * y
+        t2 += w2[c] * y
+    maps[k, p], maps[k + 1, p], maps[k + 2, p] = s0, s1, s2
+    maps[k, q], maps[k + 1, q], maps[k + 2, q] = t0, t1, t2
+
+
+@jit
+def _class_maps(a, channels_last, weight, maps):
+    """Class maps [K, P], Σ_c weight[k, c]·A_c, of a sample a, [C, P] or, channels_last, [P, C]; one read of it."""
+    classes = weight.shape[0]
+    threes = classes - classes % 3
+    if channels_last:
+        last = a.shape[0] - 1
+        for p in range(0, last + 1, 2):
+            q = min(p + 1, last)
+            for k in range(0, threes, 3):
+                _dot3(a[p], a[q], weight, k, maps, p, q)
+            for k in range(threes, classes):
+                maps[k, p], maps[k, q] = _dot(a[p], weight[k]), _dot(a[q], weight[k])
+        return
+    maps[:] = 0
+    block = max(CACHED // a.shape[1], 1)
+    for first in range(0, a.shape[0], block):
+        stop = min(first + block, a.shape[0])
+        for k in range(0, threes, 3):
+            _add3(a, first, stop, weight, k, maps)
+        for k in range(threes, classes):
+            _add1(a, first, stop, weight, k, maps)
+
+
+@jit
+def _dot(a, weight):
+    total = np.float32(0)
+    for c in range(a.size):
+        total += weight[c] * widen(a[c])
+    return total
 
 
 @jit
 def _pool(a, channels_last, means):
-    """Means [C] over positions of a sample a, [C, P] or, channels_last, [P, C]."""
+    """Means [C] over positions of a sample as in `_class_maps`."""
     if channels_last:
         means[:] = 0
         for p in range(a.shape[0]):
@@ -60,64 +184,51 @@ def _pool(a, channels_last, means):
     means /= positions
 
 
-@jit
-def _project(a, channels_last, alpha, out):
-    """Class map [P], Σ_c alpha_c·A_c, of a sample as in `_pool`."""
-    if channels_last:
-        for p in range(a.shape[0]):
-            total = np.float32(0)
-            for c in range(a.shape[1]):
-                total += alpha[c] * widen(a[p, c])
-            out[p] = total
-        return
-    channels = a.shape[0]
-    out[:] = 0
-    for c in range(0, channels - 3, 4):  # four at a time: a quarter of the loads and stores of `out`
-        a0, a1, a2, a3 = a[c], a[c + 1], a[c + 2], a[c + 3]
-        w0, w1, w2, w3 = alpha[c], alpha[c + 1], alpha[c + 2], alpha[c + 3]
-        for p in range(a.shape[1]):
-            out[p] += w0 * widen(a0[p]) + w1 * widen(a1[p]) + w2 * widen(a2[p]) + w3 * widen(a3[p])
-    for c in range(channels - channels % 4, channels):
-        for p in range(a.shape[1]):
-            out[p] += alpha[c] * widen(a[c, p])
-
-
 @kernel
-def pool(features, channels_last, start, stop, means):
-    for b in range(start, stop):
+def pool(taken, features, channels_last, means):
+    """Means [B, C] of the samples that this thread takes."""
+    b = take(taken)
+    while b < features.shape[0]:
         _pool(features[b], channels_last, means[b])
+        b = take(taken)
 
 
-@kernel
-def project(features, channels_last, start, stop, alpha, maps):
-    for b in range(start, stop):
-        _project(features[b], channels_last, alpha[b], maps[b])
+@jit
+def project(a, channels_last, alpha, class_map):
+    """Class map [P], Σ_c alpha_c·A_c, of a sample a, [C, P] or, channels_last, [P, C]."""
+    _class_maps(a, channels_last, alpha.reshape(1, alpha.size), class_map.reshape(1, class_map.size))
 
 
-@kernel
-def linear_head(features, channels_last, start, stop, weight, bias, classes, logits, maps):
-    """Logits [B, K] and class maps [B, P]; a sample is read once from memory, the second time from the cache."""
-    count, channels = weight.shape
-    means = np.empty(channels, np.float32)
-    for b in range(start, stop):
-        _pool(features[b], channels_last, means)
-        for k in range(count):
-            logits[b, k] = (weight[k] * means).sum() + bias[k]
-        explained = classes[b] if classes.size else np.argmax(logits[b])
-        _project(features[b], channels_last, weight[explained] / np.float32(maps.shape[1]), maps[b])
+@jit
+def linear_head(a, channels_last, weight, bias, explain, logits, maps, class_map):
+    """Logits [K] and the map [P] of class `explain`, or if that is negative of the predicted one; a is read once.
+
+    Up to MAPPED classes, all their maps are made at once, in `maps`, and the logits are their means. More maps cost
+    more than a second look at a sample that is in the cache by then: pooled means → logits → the map of one class.
+    """
+    positions = np.float32(class_map.size)
+    if logits.size <= MAPPED:
+        _class_maps(a, channels_last, weight, maps)
+        for k in range(logits.size):
+            logits[k] = maps[k].sum() / positions + bias[k]
+        class_map[:] = maps[explain if explain >= 0 else np.argmax(logits)] / positions
+        return
+    means = np.empty(weight.shape[1], np.float32)
+    _pool(a, channels_last, means)
+    for k in range(logits.size):
+        logits[k] = (weight[k] * means).sum() + bias[k]
+    project(a, channels_last, weight[explain if explain >= 0 else np.argmax(logits)] / positions, class_map)
 
 
-@kernel
-def describe(logits, start, stop, entropy, predicted, finite):
+@jit
+def describe(logits):
     """Entropy in nats, the lowest of the most probable classes, and whether every logit is finite."""
-    for b in range(start, stop):
-        top = np.argmax(logits[b])
-        finite[b] = np.isfinite(logits[b]).all()
-        total, moment = 0.0, 0.0
-        for k in range(logits.shape[1]):
-            z = np.float64(logits[b, k]) - np.float64(logits[b, top])
-            p = np.exp(z)
-            total += p
-            moment += p * z
-        predicted[b] = top
-        entropy[b] = np.log(total) - moment / total  # −Σ p·log p of p = exp(z)/total
+    top = np.argmax(logits)
+    total, moment, finite = 0.0, 0.0, True
+    for k in range(logits.size):
+        finite &= np.isfinite(logits[k])
+        z = np.float64(logits[k]) - np.float64(logits[top])
+        p = np.exp(z)
+        total += p
+        moment += p * z
+    return np.log(total) - moment / total, top, finite  # −Σ p·log p of p = exp(z)/total

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, disable-error-code="call-arg"
-"""Numba kernel of the CPU backend, class maps and packed ROIs → counts and soft sums, without an upsampled map.
+"""Numba functions of the CPU backend, class maps and packed ROIs → counts and soft sums, without an upsampled map.
 
 Between two source rows a resized column is v(y) = a + t(y)·(b − a), rounded as the reference rounds it and therefore
 monotone in y, and so is every step after it. Where the column passes the threshold is one row in such an interval;
@@ -267,43 +267,42 @@ def _soft_by_pixel(rows, axis, words, least, scale):
     return inside, total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def overlap(maps, finite, bits, start, stop, columns, axis, pieces, relu, low_eps, full_eps, threshold,
-            entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area):  # fmt: skip
-    """The five overlap fields of samples [start, stop), from class maps [B, h, w] and ROI words [B, W, words].
+@jit
+def scratch(h, w, columns, words):
+    """What `overlap` works in, a few kB."""
+    low, rows = np.empty((h, w), np.float32), np.empty((h, columns), np.float32)
+    roi, below = np.empty((words, columns), np.uint32), np.empty((words + 1, columns), np.uint32)
+    return low, rows, roi, below, np.empty(columns, np.uint32), np.empty(columns, np.uint32)
 
-    Samples whose logits or class map are not finite are marked, in entropy and predicted too.
+
+@jit
+def overlap(class_map, bits, columns, axis, pieces, recipe, threshold, scratch):
+    """Intersection, CAM's area, ROI's area, Σ c·ROI and Σ c of a class map [h, w] and an ROI [W, words].
+
+    recipe: ReLU or not, and the ε of the min-max at low and at full resolution, negative where there is none. A map
+    that is not finite has −1 for its ROI's area.
     """
-    _, h, w = maps.shape
-    width, count = bits.shape[1:]
-    low, rows = np.empty((h, w), np.float32), np.empty((h, width), np.float32)
-    words, below = np.empty((count, width), np.uint32), np.empty((count + 1, width), np.uint32)
-    state, ends = np.empty(width, np.uint32), np.empty(width, np.uint32)
-    for b in range(start, stop):
-        if not (finite[b] and _prepare(maps[b], relu, low_eps, low)):
-            predicted[b] = intersection[b] = cam_area[b] = roi_area[b] = -1
-            entropy[b] = soft_intersection[b] = soft_area[b] = np.nan
-            continue
-        _widen_rows(low, columns, rows)
-        least, scale, critical = np.float32(0), np.float32(1), threshold
-        small = False
-        if full_eps >= 0:
-            least, most = _extremes(rows, axis)
-            scale = (most - least) + full_eps
-            scale = scale if scale > 0 else np.float32(1)
-            small = most - least < np.float32(1 / 64) * max(abs(least), abs(most))
-            critical = _critical(least, most, scale, threshold)
-        area, left, right = _ranks(bits[b], words, below)
-        roi_area[b] = area
-        intersection[b], cam_area[b] = _count(rows, axis, words, below, critical, state, ends)
-        if small:
-            inside, total = _soft_by_pixel(rows, axis, words, least, scale)
-        else:
-            total = 0.0
-            for i in range(h):
-                for j in range(w):
-                    total += axis.mass[i] * columns.mass[j] * np.float64(low[i, j])
-            inside = (_moment(rows, axis, pieces, words, left, right) - np.float64(least) * area) / scale
-            total = (total - np.float64(least) * axis.t.size * width) / scale
-        soft_intersection[b] = inside
-        soft_area[b] = total + area
+    low, rows, words, below, state, ends = scratch
+    relu, low_eps, full_eps = recipe
+    if not _prepare(class_map, relu, low_eps, low):
+        return np.int64(-1), np.int64(-1), np.int64(-1), np.nan, np.nan
+    _widen_rows(low, columns, rows)
+    least, scale, critical = np.float32(0), np.float32(1), threshold
+    small = False
+    if full_eps >= 0:
+        least, most = _extremes(rows, axis)
+        scale = (most - least) + full_eps
+        scale = scale if scale > 0 else np.float32(1)
+        small = most - least < np.float32(1 / 64) * max(abs(least), abs(most))
+        critical = _critical(least, most, scale, threshold)
+    area, left, right = _ranks(bits, words, below)
+    intersection, cam_area = _count(rows, axis, words, below, critical, state, ends)
+    if small:
+        inside, total = _soft_by_pixel(rows, axis, words, least, scale)
+        return intersection, cam_area, area, inside, total
+    total = 0.0
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            total += axis.mass[i] * columns.mass[j] * np.float64(low[i, j])
+    inside = (_moment(rows, axis, pieces, words, left, right) - np.float64(least) * area) / scale
+    return intersection, cam_area, area, inside, (total - np.float64(least) * axis.t.size * bits.shape[0]) / scale

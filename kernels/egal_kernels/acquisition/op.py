@@ -1,19 +1,13 @@
 """`acquire`: checks its arguments once and hands them to a backend."""
 
-import warnings
-from collections.abc import Callable
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from egal_kernels.acquisition import reference
 from egal_kernels.acquisition.types import Acquisition
+from egal_kernels.backends import BACKENDS, choose, load
 from egal_kernels.checks import check_choice, check_tensor
 from egal_kernels.conventions import CONVENTIONS
 from egal_kernels.roi import PackedRoi
-
-BACKENDS = ("reference", "cpu", "triton")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -43,7 +37,7 @@ def acquire(
         for the device.
     alpha [B, C], logits [B, K]: any other head, with weight and bias None. alpha_c is the mean over h, w of ∂y/∂A_c,
         y being the logit to explain (Selvaraju et al. 2017, eq. 1), so 1/(h·w) is in it.
-    backend: "reference", "cpu" (not f64), or "auto", the fastest that takes the features and is installed.
+    backend: "reference", "cpu" or "triton" (not f64), or "auto", the fastest that takes the features and is installed.
 
     Raises ValueError naming the argument when a shape, dtype, device or value is wrong, or when not exactly one form of
     head is given. Samples that are not finite do not raise: see `Acquisition`. No gradient flows through the result.
@@ -81,7 +75,8 @@ def _run(
         wrong = classes[(classes < 0) | (classes >= len(weight))]
         if wrong.numel():
             raise ValueError(f"classes: expected values in [0, {len(weight)}), got {int(wrong[0])}")
-    return _backend(backend, features)(
+    run = load("acquisition", choose("acquisition", backend, features.device, features.dtype))
+    return run.acquire(
         features,
         weight,
         bias,
@@ -125,36 +120,6 @@ def _(
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     dtypes = dtype, torch.int64, torch.int32, torch.int32, torch.int32, dtype, dtype
     return features.new_empty(batch, count, dtype=dtype), *(features.new_empty(batch, dtype=t) for t in dtypes)
-
-
-def _backend(name: str, features: Tensor) -> Callable[..., Acquisition]:
-    """The backend `name`, or for "auto" the fastest that takes `features`; ValueError if the one named does not."""
-    if name == "reference" or (name == "auto" and not (features.is_cpu and features.dtype != torch.float64)):
-        return reference.acquire
-    if name == "triton":
-        raise ValueError("backend: 'triton' is not in this version; choose from 'auto', 'reference', 'cpu'")
-    if not features.is_cpu:
-        raise ValueError(f"backend: 'cpu' takes features on the CPU, got {features.device}; choose 'auto'")
-    if features.dtype == torch.float64:
-        raise ValueError("backend: 'cpu' computes in float32, got float64 features; choose 'auto' or 'reference'")
-    run = _cpu()
-    if run is None and name == "cpu":
-        raise ValueError("backend: 'cpu' needs Numba, which is not installed: pip install numba, or choose 'auto'")
-    return run or reference.acquire
-
-
-@cache
-def _cpu() -> Callable[..., Acquisition] | None:
-    """The CPU backend, compiled on first use; None, with one warning, where Numba is missing."""
-    try:
-        from egal_kernels.acquisition import cpu
-    except ModuleNotFoundError as missing:
-        if missing.name not in ("numba", "llvmlite"):
-            raise
-        warnings.warn("acquire: Numba is not installed, so the CPU backend is off and plain PyTorch is used, tens of "
-                      "times slower on a CPU; pip install numba", RuntimeWarning, stacklevel=2)  # fmt: skip
-        return None
-    return cpu.acquire
 
 
 def _check_head(

@@ -1,0 +1,242 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+"""Numba kernels of the CPU backend, forward: features and packed ROIs → loss and its slopes.
+
+With u = Uy·l·Uxᵀ the resized map, the ROI r enters by R = Uyᵀ·r·Ux alone, [h, w] numbers from popcounts of its words:
+Σ u·r = ⟨l, R⟩ and, with Σ u in the same way, the slope of both is known. Nothing has the ROI's resolution.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from egal_kernels.acquisition.cpu_head import FAST, project, widen
+
+_1, _2, _4, _8, _24 = map(np.uint32, (1, 2, 4, 8, 24))  # uint32 with uint32: Numba widens what meets an int to 64 bits
+_55, _33, _0F, _01, _0123 = map(np.uint32, (0x55555555, 0x33333333, 0x0F0F0F0F, 0x01010101, 0x00010203))
+
+jit = njit(nogil=True, error_model="numpy")
+kernel = njit(nogil=True, cache=True, error_model="numpy")
+
+
+class Corners(NamedTuple):
+    """Outputs of an axis, by `loss.corners`: a resized map takes its extremes where two of them meet."""
+
+    source: np.ndarray  # int64 [n]
+    t: np.ndarray  # float64 [n]
+
+
+@jit
+def _words(bits, words):
+    """The ROI [W, words] by row, into `words` [words, W]; returns its pixels and the range of columns that has them."""
+    area, left, right = 0, bits.shape[0], 0
+    for x in range(bits.shape[0]):
+        some = np.uint32(0)
+        for k in range(bits.shape[1]):
+            words[k, x] = bits[x, k]
+            some |= bits[x, k]
+            area += np.int64(_moments(bits[x, k])[0])
+        if some:
+            left, right = min(left, x), x + 1
+    return area, left, right
+
+
+@jit
+def _moments(bits):
+    """Σ 1 and Σ p over the set bits p of a word, summed in fields of 2, 4 and 8 bits, as a popcount is."""
+    odd = np.uint32((bits >> _1) & _55)
+    count = np.uint32((bits & _55) + odd)
+    high = np.uint32((count >> _2) & _33)
+    place = np.uint32((odd & _33) + ((odd >> _2) & _33) + (high << _1))
+    count = np.uint32((count & _33) + high)
+    high = np.uint32((count >> _4) & _0F)
+    place = np.uint32((place & _0F) + ((place >> _4) & _0F) + (high << _2))
+    count = np.uint32((count & _0F) + high)
+    ones = np.uint32(np.uint32(count * _01) >> _24)
+    positions = np.uint32(np.uint32(place * _01) >> _24) + np.uint32(np.uint32(count * _0123) >> _24) * _8
+    return np.int32(ones), np.int32(positions)
+
+
+@jit
+def _gather(words, left, right, columns, axis, pieces, along_y, inside):
+    """R = Uyᵀ·r·Ux, into `inside` [h, w], by way of Uyᵀ·r, into columns [left, right) of `along_y` [h, W]."""
+    h, w = inside.shape
+    along_y[:, left:right] = 0
+    for q in range(pieces.word.size):
+        i = axis.source[pieces.interval[q]]
+        a, b = along_y[i, left:right], along_y[min(i + 1, h - 1), left:right]
+        word, mask, t0, slope = words[pieces.word[q], left:right], pieces.mask[q], pieces.t0[q], pieces.slope[q]
+        for x in range(word.size):
+            ones, positions = _moments(np.uint32(word[x] & mask))
+            t = t0 * ones + slope * positions
+            a[x] += ones - t
+            b[x] += t
+    inside[:] = 0
+    for n in range(columns.source.size):
+        j = columns.source[n]
+        for i in range(h):
+            whole, far = 0.0, 0.0
+            for x in range(max(left, columns.first[n]), min(right, columns.stop[n])):
+                whole += along_y[i, x]
+                far += along_y[i, x] * columns.t[x]
+            inside[i, j] += whole - far
+            inside[i, min(j + 1, w - 1)] += far
+
+
+@jit
+def _prepare(class_map, relu, low_eps, low):
+    """ReLU and, unless low_eps is negative, min-max of a class map, into `low` [h, w].
+
+    Returns the divisor of the min-max: 1 if there is none, 0 for a constant map, NaN for one that is not finite.
+    """
+    least, most = np.inf, -np.inf
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            v = np.float64(class_map[i, j])
+            if not np.isfinite(v):
+                return np.nan
+            low[i, j] = v = 0.0 if relu and v < 0 else v
+            least, most = min(least, v), max(most, v)
+    if low_eps < 0 or least == most:
+        return 1.0 if low_eps < 0 else 0.0
+    scale = most - least + low_eps
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            low[i, j] = (low[i, j] - least) / scale
+    return scale
+
+
+@jit
+def _extremes(low, rows, columns, ends):
+    """Least and greatest value of the resized map, its values where corners meet being left in `ends`."""
+    h, w = low.shape
+    least, most = np.inf, -np.inf
+    for m in range(rows.t.size):
+        a, b, t = rows.source[m], min(rows.source[m] + 1, h - 1), rows.t[m]
+        for n in range(columns.t.size):
+            i, j, s = columns.source[n], min(columns.source[n] + 1, w - 1), columns.t[n]
+            top, bottom = low[a, i] + s * (low[a, j] - low[a, i]), low[b, i] + s * (low[b, j] - low[b, i])
+            ends[m, n] = v = top + t * (bottom - top)
+            least, most = min(least, v), max(most, v)
+    return least, most
+
+
+@jit
+def _spread(amount, value, ends, rows, columns, d):
+    """The slope of an extreme of the resized map, into d [h, w]: in equal parts to the corners that have its value."""
+    ties = 0
+    for m in range(rows.t.size):
+        for n in range(columns.t.size):
+            ties += ends[m, n] == value
+    amount /= ties
+    for m in range(rows.t.size):
+        for n in range(columns.t.size):
+            if ends[m, n] == value:
+                a, b, t = rows.source[m], min(rows.source[m] + 1, d.shape[0] - 1), rows.t[m]
+                i, j, s = columns.source[n], min(columns.source[n] + 1, d.shape[1] - 1), columns.t[n]
+                d[a, i] += amount * (1 - t) * (1 - s)
+                d[a, j] += amount * (1 - t) * s
+                d[b, i] += amount * t * (1 - s)
+                d[b, j] += amount * t * s
+
+
+@jit
+def _through_low(low, scale, d):
+    """The slope d [h, w] in the result `low` of a min-max → the slope in what it scaled; equal parts to tied cells."""
+    top = low.max()
+    bottom_ties, top_ties, total, moment = 0, 0, 0.0, 0.0
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            bottom_ties += low[i, j] == 0
+            top_ties += low[i, j] == top
+            total += d[i, j]
+            moment += d[i, j] * low[i, j]
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            v = d[i, j]
+            if low[i, j] == 0:
+                v -= (total - moment) / bottom_ties
+            if low[i, j] == top:
+                v -= moment / top_ties
+            d[i, j] = v / scale
+
+
+@jit
+def _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d):
+    """1 − 2·Σ c·r / (Σ c + Σ r) of the map c made of `low` [h, w], and its slope in `low`, into d."""
+    least, scale, size = 0.0, 1.0, axis.t.size * columns.t.size
+    if full_eps >= 0:
+        least, most = _extremes(low, *corners, ends)
+        if least == most:
+            d[:] = 0
+            return 1.0
+        scale = most - least + full_eps
+    overlap, total = 0.0, 0.0
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            overlap += low[i, j] * inside[i, j]
+            total += low[i, j] * axis.mass[i] * columns.mass[j]
+    overlap, total = (overlap - least * area) / scale, (total - least * size) / scale
+    of_overlap, of_total = -2 / (total + area), 2 * overlap / (total + area) ** 2  # slopes of the loss
+    for i in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            d[i, j] = (of_overlap * inside[i, j] + of_total * axis.mass[i] * columns.mass[j]) / scale
+    if full_eps >= 0:
+        of_scale = -(of_overlap * overlap + of_total * total) / scale
+        _spread(-(of_overlap * area + of_total * size) / scale - of_scale, least, ends, *corners, d)
+        _spread(of_scale, most, ends, *corners, d)
+    return 1 - 2 * overlap / (total + area)
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy")
+def _correlate(a, channels_last, slope, out):
+    """Σ_p slope[p]·A_c[p] / P, into `out` [C], of a sample a, [C, P] or, channels_last, [P, C]."""
+    positions = np.float32(slope.size)
+    if channels_last:
+        out[:] = 0
+        for p in range(a.shape[0]):
+            share = slope[p] / positions
+            for c in range(a.shape[1]):
+                out[c] += share * widen(a[p, c])
+        return
+    for c in range(a.shape[0]):
+        row, total = a[c], np.float32(0)
+        for p in range(row.size):
+            total += slope[p] * widen(row[p])
+        out[c] = total / positions
+
+
+@kernel
+def forward(features, channels_last, start, stop, alpha, bits, columns, axis, pieces, corners, relu, low_eps, full_eps,
+            loss, slope, moment):  # fmt: skip
+    """Loss, its slope in the class map [B, h, w] and, unless `moment` is empty, in the weights [B, C] of the class.
+
+    Of samples [start, stop). The features of a sample are read once from memory, the second time from the cache.
+    """
+    batch, h, w = slope.shape
+    width, count = bits.shape[1:]
+    words, along_y, flat = np.empty((count, width), np.uint32), np.empty((h, width)), slope.reshape(batch, h * w)
+    low, inside, d = np.empty((h, w)), np.empty((h, w)), np.empty((h, w))
+    ends = np.empty((corners[0].t.size, corners[1].t.size))
+    for b in range(start, stop):
+        area, left, right = _words(bits[b], words)
+        if area == 0:
+            loss[b] = 0
+            slope[b] = 0
+            moment[b] = 0
+            continue
+        project(features[b], channels_last, alpha[b], flat[b])  # the class map: its slope takes its place
+        scale = _prepare(slope[b], relu, low_eps, low)
+        if not scale > 0:
+            loss[b] = np.nan if np.isnan(scale) else 1
+            slope[b] = moment[b] = scale  # 0 or NaN
+            continue
+        _gather(words, left, right, columns, axis, pieces, along_y, inside)
+        loss[b] = _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d)
+        if low_eps >= 0:
+            _through_low(low, scale, d)
+        for i in range(h):
+            for j in range(w):
+                slope[b, i, j] = 0 if relu and slope[b, i, j] <= 0 else d[i, j]
+        if moment.shape[1]:
+            _correlate(features[b], channels_last, flat[b], moment[b])

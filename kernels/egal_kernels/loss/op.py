@@ -1,0 +1,159 @@
+"""`cam_loss`: checks its arguments once, hands them to a backend, and tells autograd what that found."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from egal_kernels.backends import BACKENDS, choose, load
+from egal_kernels.checks import check_choice, check_tensor
+from egal_kernels.conventions import CONVENTIONS
+from egal_kernels.loss import reference
+from egal_kernels.roi import PackedRoi
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def cam_loss(
+    features: Tensor,
+    weight: Tensor,
+    roi: PackedRoi,
+    classes: Tensor,
+    *,
+    convention: str = "grad-cam",
+    backend: str = "auto",
+) -> Tensor:
+    """1 − soft Dice of CAM and ROI, 1 − 2·Σ c·r / (Σ c + Σ r), [B]; f32, or f64 where the features are.
+
+    c is the Grad-CAM, in [0, 1] at the ROI's resolution, of a linear head on global average pooling. Differentiable
+    with respect to `features` and `weight`, once; with backend "reference" any number of times.
+
+    features: [B, C, h, w], f32, bf16, f16 or f64, contiguous or channels_last. f64 is computed in f64, the rest in f32.
+    weight: [K, C], that of the head. Its bias does not matter to a CAM.
+    roi: the regions, B of them. Where one is empty the loss is 0 and so are its gradients: average over the others.
+    classes: int64 [B], the classes to explain, usually the true ones. On an accelerator its range check waits for the
+        device.
+    convention: how a class map becomes a normalised map; a key of `CONVENTIONS`. A constant or nowhere positive map is
+        all zeros: loss 1, gradients 0.
+    backend: "reference", "cpu" or "triton" (not f64), or "auto", the fastest that takes the features and is installed.
+
+    Raises ValueError naming the argument when a shape, dtype, device or value is wrong. A NaN or an infinity in the
+    features or the class map of a sample makes its loss and its gradients NaN, and those of its class's weights.
+    """
+    sizes: dict[str, int] = {}
+    check_tensor("features", features, "B C h w", sizes, FLOATS)
+    check_tensor("weight", weight, "K C", sizes, FLOATS, features.device)
+    if not isinstance(roi, PackedRoi):
+        raise ValueError(f"roi: expected a PackedRoi, got {type(roi).__name__}; pack a bool mask [B, H, W] by pack_roi")
+    check_tensor("roi.bits", roi.bits, "B W words", sizes, [torch.int32], features.device)
+    check_tensor("classes", classes, "B", sizes, [torch.int64], features.device)
+    check_choice("convention", convention, CONVENTIONS)
+    check_choice("backend", backend, ["auto", *BACKENDS])
+    chosen = _choose(backend, features.device, features.dtype)
+    moments = torch.is_grad_enabled() and weight.requires_grad
+    if torch.compiler.is_compiling() and chosen != "reference":
+        return _op(features, weight, roi.bits, roi.height, classes, convention, chosen, moments)[0]
+    _check_range(classes, sizes["K"])
+    if chosen == "reference":
+        return reference.cam_loss(features, weight, roi, classes, convention)
+    # a dispatched op costs tens of microseconds a call: eager calls do without
+    return _CamLoss.apply(features, weight, roi, classes, convention, chosen, moments)
+
+
+@torch.compiler.assume_constant_result
+def _choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    return choose("loss", name, device, dtype)
+
+
+def _check_range(classes: Tensor, count: int) -> None:
+    if torch.compiler.is_compiling():
+        return  # of the reference: its indexing checks them
+    wrong = classes[(classes < 0) | (classes >= count)]
+    if wrong.numel():
+        raise ValueError(f"classes: expected values in [0, {count}), got {int(wrong[0])}")
+
+
+def _gradients(
+    of_features: bool, of_weight: bool, grad: Tensor, weight: Tensor, classes: Tensor, slope: Tensor, moment: Tensor,
+    dtype: torch.dtype, channels_last: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of the features, `dtype` [B, C, h, w], and of the weight [K, C]; empty where they are not asked for."""
+    run, none = load("loss", backend), grad.new_empty(0)
+    a = run.features_gradient(grad, weight, classes, slope, dtype, channels_last) if of_features else none
+    w = run.weight_gradient(grad, classes, moment, len(weight)).to(weight.dtype) if of_weight else none
+    return a, w
+
+
+class _CamLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str, backend: str,
+        moments: bool,
+    ) -> Tensor:  # fmt: skip
+        loss, *saved = load("loss", backend).forward(features, weight, roi, classes, convention, moments)
+        ctx.save_for_backward(weight, classes, *saved)
+        ctx.how = features.dtype, _is_channels_last(features), backend
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_features, of_weight = ctx.needs_input_grad[:2]
+        a, w = _gradients(of_features, of_weight, grad, *ctx.saved_tensors, *ctx.how)
+        return a if of_features else None, w if of_weight else None, None, None, None, None, None
+
+
+def _is_channels_last(features: Tensor) -> bool:
+    return not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("egal_kernels::cam_loss", mutates_args=())
+def _op(
+    features: Tensor, weight: Tensor, bits: Tensor, height: int, classes: Tensor, convention: str, backend: str,
+    moments: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`cam_loss` as an operator of PyTorch: the loss, and what the backward pass needs."""
+    _check_range(classes, len(weight))
+    return load("loss", backend).forward(features, weight, PackedRoi(bits, height), classes, convention, moments)
+
+
+@_op.register_fake
+def _(
+    features: Tensor, weight: Tensor, bits: Tensor, height: int, classes: Tensor, convention: str, backend: str,
+    moments: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, channels, h, w = features.shape
+    shapes = (batch,), (batch, h, w), (batch, channels if moments else 0)
+    loss, slope, moment = (features.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return loss, slope, moment
+
+
+_op_gradients = torch.library.custom_op("egal_kernels::cam_loss_backward", _gradients, mutates_args=())
+
+
+@_op_gradients.register_fake
+def _(
+    of_features: bool, of_weight: bool, grad: Tensor, weight: Tensor, classes: Tensor, slope: Tensor, moment: Tensor,
+    dtype: torch.dtype, channels_last: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    shape = (slope.shape[0], weight.shape[1], *slope.shape[1:])
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a = torch.empty(shape, dtype=dtype, device=grad.device, memory_format=layout)
+    none = grad.new_empty(0)
+    return a if of_features else none, weight.new_empty(weight.shape) if of_weight else none
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, weight, _, _, classes, _, backend, _ = inputs
+    ctx.save_for_backward(weight, classes, *output[1:])
+    ctx.how = features.dtype, _is_channels_last(features), backend
+
+
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+    of_features, of_weight = ctx.needs_input_grad[:2]
+    a, w = _op_gradients(of_features, of_weight, grad, *ctx.saved_tensors, *ctx.how)
+    return a if of_features else None, w if of_weight else None, None, None, None, None, None, None
+
+
+_op.register_autograd(_backward, setup_context=_save)
