@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/core.stamp
 	$(BIN)/egal-bench compare --preset quick --shortcut 0.5 --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -18,6 +18,9 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/shards/test_fuzz.py --hypothesis-profile=fuzz
 
 clean:
 	rm -rf $(VENV) runs

@@ -23,8 +23,8 @@ quarter: they seem to share one core's units. Directly after other operations of
 for a while, it takes twice as long.
 
 In each round every contender runs for 20 ms before its timed call, so that a busy machine slows all alike; a line gives
-medians, of the ratios too. Before anything is timed, counts are compared: at most 1 pixel in 10⁴ may differ (features are
-summed in another order), and none where the class map is given.
+medians, of the ratios too. Before anything is timed, counts are compared: at most 1 pixel in 10⁴ may differ (features
+are summed in another order), and none where the class map is given.
 
 Why: plain PyTorch writes and reads a float32 map of B·H·W a dozen times. Here a sample's features are read once, its
 class map never leaves the cache, and no upsampled map exists: O(h·W) interval ends instead of O(H·W) pixels, and

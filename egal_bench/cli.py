@@ -12,20 +12,22 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from egal_bench.cli_pack import pack
+from egal_bench.cli_inspect import inspect as inspect_
+from egal_bench.cli_pack import pack, pack_command
 from egal_bench.errors import BenchError, Interrupted, unknown
 from egal_shards.errors import ShardError
+from egal_shards.urls import redacted, shown
 
 Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is the result as one JSON object")]
 LISTS = ("strategies", "sources", "backbones", "conventions")
 
 
-def verify(shards: Annotated[Path, typer.Argument(help="folder of a shard set")], as_json: Json = False) -> None:
+def verify(shards: Annotated[str, typer.Argument(help="folder or URL of a shard set")], as_json: Json = False) -> None:
     """Check every byte of a shard set against its manifest and index."""
     import egal_shards
 
     found = egal_shards.verify(shards)
-    print(f"{shards}: {found.samples} samples in {found.shards} shards, {found.bytes} bytes: all as packed")
+    print(f"{shown(shards)}: {found.samples} samples in {found.shards} shards, {found.bytes} bytes: all as packed")
     if as_json:
         print(json.dumps({"samples": found.samples, "shards": found.shards, "bytes": found.bytes, "ok": True}))
 
@@ -103,7 +105,11 @@ def _from_config() -> Callable[..., None]:
         if name != "shards":
             default = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
             text = f"{field.description}  [default: {'none' if default is None else default}]"
-            parameters.append(option(name, str | None, flag_of(name), help=text, metavar="VALUE"))
+            if field.annotation is bool:
+                pair = f"{flag_of(name)}/--no-{flag_of(name)[2:]}"
+                parameters.append(option(name, bool | None, pair, help=text.replace("False]", "no]")))
+            else:
+                parameters.append(option(name, str | None, flag_of(name), help=text, metavar="VALUE"))
     parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json))
 
     def command(**values: Any) -> None:
@@ -120,9 +126,10 @@ def _app(argv: list[str]) -> typer.Typer:
         help="Does an acquisition strategy really beat random sampling and plain uncertainty, and by how much, "
         "per label and per mask? Any command takes --debug: a traceback with an error.",
     )  # fmt: skip
-    app.command()(pack)
     app.command()(verify)
-    # the flags of compare come from Config, whose libraries take longer to load than --help may
+    app.command("inspect")(inspect_)
+    # flags that come from the sources and from Config, whose libraries take longer to load than --help may
+    app.command("pack")(pack_command(argv[1:]) if argv[:1] == ["pack"] else _without_flags(pack))
     app.command("compare")(_from_config() if argv[:1] == ["compare"] else _without_flags(compare))
     app.command("list")(list_)
     return app
@@ -156,5 +163,5 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     return status

@@ -1,11 +1,13 @@
-"""`egal-bench pack`: its flags, and which of them a source takes."""
+"""`egal-bench pack`: its flags, and those of each source, which come from the source's own signature."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from typer import Option as Flag
@@ -14,11 +16,15 @@ from egal_bench.errors import BenchError, unknown
 
 
 def pack(
-    source: Annotated[str, typer.Argument(help="folder | siim | phantom")],
-    input: Annotated[str, typer.Argument(help="folder of the data; for phantom its kind, brain or chest")],
+    source: Annotated[str, typer.Argument(help="what INPUT is: `egal-bench list sources`")],
+    input: Annotated[
+        str,
+        typer.Argument(help="folder of the data; wds: or tars, as a file or {000..009}.tar; phantom: brain or chest"),
+    ],
     out: Annotated[Path, typer.Argument(help="folder of the shard set, new or empty")],
     size: Annotated[int, Flag(help="pixels a side of the packed images")] = 224,
-    channels: Annotated[int, Flag(help="1 (grey) or 3 (RGB)")] = 1,
+    channels: Annotated[int | None, Flag(help="1 (grey) or 3 (RGB); none: the source's own, else 1")] = None,
+    dtype: Annotated[Literal["uint8", "uint16"], Flag(help="of the packed pixels; uint16: npy, or grey png")] = "uint8",
     resize: Annotated[
         Literal["letterbox", "squash"], Flag(help="keep the aspect and pad with 0, or stretch")
     ] = "letterbox",
@@ -26,41 +32,21 @@ def pack(
     image_format: Annotated[Literal["npy", "png", "jpg"], Flag(help="npy reads fastest; jpg is lossy")] = "npy",
     test: Annotated[float, Flag(help="share of the samples in the test set, above 0 and below 1")] = 0.3,
     seed: Annotated[int, Flag(help="seed of the split, and of the phantom's images")] = 0,
-    group: Annotated[
-        str | None, Flag(help="column of groups (patients) that no split cuts, or block:COLUMN:N, contiguous id blocks")
-    ] = None,
-    dup: Annotated[str | None, Flag(help="column of near-duplicate groups, kept on one side")] = None,
-    split: Annotated[str | None, Flag(help="folder: column that fixes the split, pool or test")] = None,
-    classes: Annotated[
-        str | None, Flag(help="folder: the classes in order, comma-separated; none: the labels, sorted")
-    ] = None,
-    meta: Annotated[str | None, Flag(help="siim: CSV of image_id, orig_width, orig_height (pixels), groups")] = None,
-    samples: Annotated[int | None, Flag(help="phantom: number of images; none: 2000")] = None,
-    shortcut: Annotated[
-        float | None, Flag(help="phantom: how strongly a marker outside the ROI predicts the class, 0 to 1; none: 0")
-    ] = None,
-    roi_area: Annotated[float | None, Flag(help="phantom: mean share of the image in the ROI; none: 0.03")] = None,
-    roi_noise: Annotated[float | None, Flag(help="phantom: error of the expert's ROI, 0 to 1; none: 0")] = None,
     as_json: Annotated[bool, Flag("--json", help="the last line of stdout is the result as one JSON object")] = False,
+    **flags: Any,
 ) -> None:
-    """Pack annotated images into a shard set."""
+    """Pack annotated images into a shard set. `egal-bench pack SOURCE --help` adds the flags of that source."""
     import egal_shards
     from egal_shards.sources import SOURCES
 
-    if source not in SOURCES:
-        raise unknown("source", source, SOURCES)
     make = SOURCES[source].load()
     takes = inspect.signature(make).parameters
-    options = {
-        "group": group, "dup": dup, "split": split, "meta": meta, "samples": samples, "shortcut": shortcut,
-        "roi_area": roi_area, "roi_noise": roi_noise, "classes": tuple(classes.split(",")) if classes else None,
-    }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given.keys() - takes.keys():
-        raise BenchError(f"--{name.replace('_', '-')} is not a flag of the source {source}: leave it out")
     shared = {name: value for name, value in {"size": size, "test": test, "seed": seed}.items() if name in takes}
+    data = make(input, **shared, **flags)
+    if channels is None:
+        channels = data.channels or 1
     made = egal_shards.pack(
-        make(input, **given, **shared), out, size=size, channels=channels, resize=resize, shard_mb=shard_mb,
+        data, out, size=size, channels=channels, dtype=dtype, resize=resize, shard_mb=shard_mb,
         image_format=image_format, split=egal_shards.Split(test=test, seed=seed),
     )  # fmt: skip
     counts, shards = made.counts, made.shards
@@ -69,3 +55,66 @@ def pack(
     if as_json:
         size_of_all = sum(shard.bytes for shard in shards)
         print(json.dumps({"samples": counts.samples, "shards": len(shards), "bytes": size_of_all, "ok": True}))
+
+
+def pack_command(words: Sequence[str]) -> Callable[..., None]:
+    """`pack` with the flags of the source that these words of the command line name: its annotated parameters."""
+    from egal_shards.sources import SOURCES
+
+    named = next((word for word in words if word in SOURCES), None)
+    if named is None and words and not words[0].startswith("-"):
+        raise unknown("source", words[0], SOURCES)
+    parameters = [p for p in inspect.signature(pack, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD]
+    parse: dict[str, Callable[[str], Any]] = {}
+    if named:
+        make = SOURCES[named].load()
+        for name, hint in get_type_hints(make, include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                default = inspect.signature(make).parameters[name].default
+                text = f"{named}: {hint.__metadata__[0]}  [default: {_written(default)}]"
+                parameter, parse[name] = _flag(name, hint.__origin__, text)
+                parameters.append(parameter)
+
+    flags = {f"--{parameter.name.replace('_', '-')}" for parameter in parameters} | {"--json", "--help"}
+    for flag in (word.split("=")[0] for word in words if word.startswith("--")):
+        if flag not in flags:
+            raise BenchError(f"{flag} is not a flag of pack {named or 'SOURCE'}: leave it out")
+
+    def command(**values: Any) -> None:
+        if values["source"] != named:
+            raise BenchError(f"SOURCE comes first: egal-bench pack {values['source']} …")
+        given = {name: value for name, value in values.items() if value is not None}
+        pack(**{name: parse[name](value) if name in parse else value for name, value in given.items()})
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__doc__ = pack.__doc__
+    return command
+
+
+def _flag(name: str, hint: Any, text: str) -> tuple[inspect.Parameter, Callable[[Any], Any]]:
+    """(the flag for a parameter of this type, what turns its value into the parameter's)."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+
+    def parameter(kind: Any) -> inspect.Parameter:
+        annotation = Annotated[kind, Flag(help=text)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    if Sequence[str] in kinds:
+        return parameter(str | None), lambda value: tuple(part.strip() for part in value.split(","))
+    if tuple[float, float] in kinds:
+        return parameter(str | None), _pair
+    return parameter(kinds[0] | None), lambda value: value
+
+
+def _pair(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise BenchError(f"{text!r} is not LOW,HIGH, two numbers") from None
+    return low, high
+
+
+def _written(default: Any) -> str:
+    if default is None:
+        return "none"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

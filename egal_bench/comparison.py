@@ -29,6 +29,7 @@ from egal_kernels.conventions import CONVENTIONS
 from egal_shards import Manifest, pack
 from egal_shards.sources import phantom
 from egal_shards.threads import cores
+from egal_shards.urls import set_name, shown
 
 if TYPE_CHECKING:
     from egal_bench.model import Network
@@ -62,6 +63,7 @@ def compare(config: Config) -> Comparison:
     datasets = [open_dataset(path) for path in config.shards or [_phantom(config, out)]]
     _check(datasets, config)
     device = _device(config)
+    config = config.model_copy(update={"precision": _precision(config, datasets[0], out, device)})
     tasks = _tasks(config, datasets, out, device)
     _describe(out, config, datasets, device)
     waiting = [task for task in tasks if not task.finished()]
@@ -78,6 +80,7 @@ def compare(config: Config) -> Comparison:
         raise Interrupted(
             f"interrupted: {done} of {len(tasks)} runs are whole in {out}; the same command resumes"
         ) from None
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
     rounds = _of_grid(load(out)["rounds"], tasks)
     draw_learning_curves(rounds, out / "learning_curves.png")
     return Comparison(out, rounds, summarise(rounds), perf_counter() - start)
@@ -85,7 +88,7 @@ def compare(config: Config) -> Comparison:
 
 def _folder(config: Config) -> Path:
     """The results' folder, made; refuses one that holds something else."""
-    names = "+".join(Path(path).resolve().name for path in config.shards) or f"phantom-{config.phantom}"
+    names = "+".join(map(set_name, config.shards)) or f"phantom-{config.phantom}"
     out = config.out or Path("runs") / names
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -126,6 +129,8 @@ def _check(datasets: Sequence[Dataset], config: Config) -> None:
                 f"--init {config.init} + --rounds {config.rounds} x --budget {config.budget} = {need} labels, "
                 f"but the pool of {dataset.name} has {len(dataset.pool)} samples: lower one of them"
             )
+        if config.explain_loss and not dataset.has_roi[dataset.pool].any():
+            raise BenchError(f"--explain-loss: no sample in the pool of {dataset.name} has an ROI: leave it out")
 
 
 def _tasks(config: Config, datasets: Sequence[Dataset], out: Path, device: str) -> list[Task]:
@@ -148,7 +153,7 @@ def _tasks(config: Config, datasets: Sequence[Dataset], out: Path, device: str) 
             folder = _features(config, dataset, network, digest, out, device)
         of_run = config.identity(manifest=dataset.shards.manifest.sha256, weights=digest, device=device)
         first = Task(
-            str(dataset.shards.path), dataset.name, "", 0, config, of_run, out, device, folder,
+            dataset.shards.where, dataset.name, "", 0, config, of_run, out, device, folder,
         )  # fmt: skip
         tasks += [
             replace(first, strategy=strategy, seed=seed)
@@ -164,12 +169,12 @@ def _features(config: Config, dataset: Dataset, network: Network, digest: str, o
 
     if config.weights is None:
         console.print("frozen trunk without --weights: its features are random projections, so expect little of them")
-    name = features.identity(dataset, config.backbone, digest, config.size)
+    name = features.identity(dataset, config.backbone, digest, config.size, config.precision)
     folder = out.resolve().parent / "features" / f"{dataset.name}-{config.backbone}-{name}"
     if not folder.is_dir():
         try:
             with counted(f"{dataset.name}: features of {config.backbone}", len(dataset.keys)) as advance:
-                features.extract(dataset, network, folder, device, advance)
+                features.extract(dataset, network, folder, device, advance, config.precision)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted: the features so far are in {folder}.partial; the same command resumes"
@@ -180,8 +185,9 @@ def _features(config: Config, dataset: Dataset, network: Network, digest: str, o
 def _describe(out: Path, config: Config, datasets: Sequence[Dataset], device: str) -> None:
     """config.yaml (every field, as resolved) and environment.json."""
     fields: dict[str, Any] = config.model_dump(mode="json", by_alias=True)
+    fields["shards"] = [shown(path) for path in config.shards]  # no passwords and signatures
     (out / "config.yaml").write_text(yaml.safe_dump(fields, sort_keys=False))
-    (out / "environment.json").write_text(json.dumps(environment(datasets, device), indent=2) + "\n")
+    (out / "environment.json").write_text(json.dumps(environment(datasets, device, config.precision), indent=2) + "\n")
 
 
 def _device(config: Config) -> str:
@@ -193,6 +199,32 @@ def _device(config: Config) -> str:
     if not usable[config.device]:
         raise BenchError(f"--device {config.device}: this machine has none; use auto or cpu")
     return config.device
+
+
+def _precision(config: Config, dataset: Dataset, out: Path, device: str) -> str:
+    """The trunk's: as configured, else that of the comparison in `out` on this kind of device, else the faster one."""
+    if config.precision != "auto":
+        return config.precision
+    try:
+        found = json.loads((out / "environment.json").read_text())
+    except (OSError, ValueError):  # none yet
+        found = {}
+    if found.get("device") == device and found.get("precision") in ("float32", "bfloat16"):
+        return found["precision"]
+    import torch
+
+    from egal_bench import model, precision
+
+    if not precision.native(device):
+        return "float32"
+    image = dataset.shards.manifest.image
+    network = model.build(
+        config.backbone, dataset.classes, image_channels=image.channels, image_size=image.size, size=config.size,
+        seed=FROZEN_SEED,
+    )  # fmt: skip
+    network.eval().to(device)
+    shape = (precision.IMAGES[device], image.channels, image.size, image.size)
+    return precision.faster(network.features, torch.zeros(shape, dtype=torch.uint8, device=device))
 
 
 def _workers(config: Config, device: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from egal_bench import __version__
 from egal_bench.errors import BenchError, unknown
@@ -31,7 +31,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
-    shards: tuple[str, ...] = Field((), description="shard sets to compare on; none: the built-in phantom")
+    shards: tuple[str, ...] = Field((), description="shard sets, folders or URLs; none: the built-in phantom")
     strategies: tuple[str, ...] = Field(
         ("random", "entropy", "egal"),
         min_length=1,
@@ -75,12 +75,31 @@ class Config(BaseModel):
     size: Count | None = Field(
         None, description="pixels a side the network sees; none: the size the shards were packed at"
     )
-    steps: Count = Field(300, description="finetune: optimiser steps in each round, however many labels there are")
+    steps: Count = Field(
+        300, description="finetune: optimiser steps in each round, however many labels there are; see --early-stop"
+    )
     batch_size: Count = Field(32, description="images in a training batch")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
         1e-3, description="finetune: peak of the one-cycle AdamW schedule"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="finetune: AdamW weight decay")
+    explain_loss: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="finetune: weight of the CAM-ROI loss, 1-Dice of the true class's soft Grad-CAM with the ROI, "
+        "averaged over a batch's samples with ROI; the ROIs it trains on count as masks, whatever the strategy",
+    )
+    early_stop: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="finetune: share of the labelled set to hold out, stratified, never trained on; the cycle stays "
+        "laid over --steps, but the weights of the least held-out NLL of 20 checks are kept, and 10 in a row without "
+        "a lower one end the round; 0: off",
+    )
+    warm_start: bool = Field(
+        False, description="finetune: a round starts from the last one's weights, not from the seed's initialisation"
+    )
+    class_balance: bool = Field(
+        False, description="finetune: weigh the NLL inversely to the labelled counts of the classes, mean 1"
+    )
     l2: Annotated[float, Field(gt=0)] = Field(
         0.01, description="frozen: L2 penalty of the linear head, loss = mean NLL + l2/2*|W|^2 on standardised features"
     )
@@ -91,6 +110,11 @@ class Config(BaseModel):
     )
     roi_area: float = Field(0.03, description="no SHARDS: mean share of the image that the ROI covers")
     roi_noise: Share = Field(0.0, description="no SHARDS: error of the expert's ROI, 0 (exact) to 1")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the trunk: `float32`, `bfloat16` (autocast), or `auto`: timed once for a whole comparison, "
+        "bfloat16 where it is at least 1.25 times as fast",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the network runs")
     threads: Count = Field(
         1, description="CPU threads of one run; sums depend on it in the last digit, so it is part of the result"
@@ -111,6 +135,13 @@ class Config(BaseModel):
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("one is named twice")
+        return value
+
+    @field_validator("explain_loss", "early_stop", "warm_start", "class_balance")
+    @classmethod
+    def _of_finetune(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("regime") == "frozen":
+            raise ValueError("is of --regime finetune: leave it out, or choose that regime")
         return value
 
     def identity(self, **of_run: str) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 
 from egal_bench.errors import BenchError
 from egal_shards import ShardSet
+from egal_shards.layout import SampleJson
+from egal_shards.urls import set_name, shown
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class Dataset:
     pool: np.ndarray
     test: np.ndarray
 
+    def named(self, position: int) -> str:
+        """Of the sample at `position`, for messages: its shard, the file that it was packed from, and its key."""
+        shards, rows = self.shards, self.shards.rows
+        shard, (start, end) = int(rows.shard[position]), rows.span(position)
+        with shards.open_shard(shard) as file:
+            file.seek(start)
+            text = rows.payloads(position, file.read(end - start))[2]
+        source = SampleJson.model_validate_json(text).file
+        return f"{shards.manifest.shards[shard].file}, packed from {source}: sample {str(self.keys[position])!r}"
+
     @property
     def classes(self) -> int:
         """Number of classes, K."""
@@ -35,7 +47,7 @@ class Dataset:
 
 
 def open_dataset(path: str | Path) -> Dataset:
-    """The Dataset of the shard set at `path`.
+    """The Dataset of the shard set at `path`, a folder or URL.
 
     Raises:
         ShardError: the set is damaged.
@@ -47,17 +59,17 @@ def open_dataset(path: str | Path) -> Dataset:
     shared = np.intersect1d(group[split == "pool"], group[split == "test"])
     if len(shared):
         raise BenchError(
-            f"{path}: group {str(shared[0])!r} lies in both pool and test ({len(shared)} such); pack it again"
+            f"{shown(path)}: group {str(shared[0])!r} lies in both pool and test ({len(shared)} such); pack it again"
         )
     for part in ("pool", "test"):
         absent = set(range(len(shards.classes))) - set(labels[split == part].tolist())
         if absent:
             raise BenchError(
-                f"{path}: class {shards.classes[min(absent)]!r} has no sample in the {part}; pack another split"
+                f"{shown(path)}: class {shards.classes[min(absent)]!r} has no sample in the {part}; pack another split"
             )
     order = np.argsort(keys, kind="stable")
     return Dataset(
-        name=Path(path).resolve().name,
+        name=set_name(path),
         shards=shards,
         keys=keys,
         labels=labels,

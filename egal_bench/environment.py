@@ -16,7 +16,7 @@ from egal_bench.dataset import Dataset
 PACKAGES = ("torch", "triton", "timm", "numpy", "scipy", "scikit-learn", "numba", "pandas", "pyarrow", "webdataset")
 
 
-def environment(datasets: Iterable[Dataset], device: str) -> dict[str, Any]:
+def environment(datasets: Iterable[Dataset], device: str, precision: str) -> dict[str, Any]:
     """JSON-able description of the machine, the software and the data of a comparison."""
     import torch
 
@@ -30,6 +30,7 @@ def environment(datasets: Iterable[Dataset], device: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda,
         "device": device,
+        "precision": precision,
         "datasets": {dataset.name: {"manifest_sha256": dataset.shards.manifest.sha256} for dataset in datasets},
     }
 

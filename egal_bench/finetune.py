@@ -1,113 +1,75 @@
-"""The finetune regime: in each round the whole network, retrained from the seed's initialisation."""
+"""The finetune regime: in each round the whole network is trained on the labelled set."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError
 from egal_bench.model import Network
-from egal_bench.scores import Scores, of_acquisitions, of_logits
-from egal_kernels import Acquisition, PackedRoi, acquire
+from egal_bench.pool_pass import score
+from egal_bench.scores import Scores
+from egal_bench.training import Samples, held_out, train
+from egal_kernels import PackedRoi
 
-WARMUP = 0.25  # of the steps
-CLIP = 10.0  # norm of the gradient
-SCORE_BATCH = 64
+LOAD_BATCH = 64
 
 
 class FinetuneLearner:
-    """Fits and scores with a whole network; every round and strategy of a seed starts from the same weights.
+    """Fits and scores with a whole network; every strategy of a seed starts from the same weights.
+
+    So does every round, unless `config.warm_start`.
 
     Args:
-        network: freshly initialised. loader: the stream that orders and augments the training images.
+        network: freshly initialised. loader: the stream that holds out, orders and augments the training images.
+        unfinished: folder of the run's scores while it lasts; None: a temporary one each pass.
     """
 
     def __init__(
-        self, dataset: Dataset, network: Network, config: Config, loader: np.random.SeedSequence, device: str
-    ) -> None:
+        self, dataset: Dataset, network: Network, config: Config, loader: np.random.SeedSequence, device: str,
+        unfinished: Path | None = None,
+    ) -> None:  # fmt: skip
         self.dataset, self.config, self.device = dataset, config, device
         self.network = network.to(device)
         self.initial = copy.deepcopy(self.network.state_dict())
-        self.loader = loader
+        self.loader, self.unfinished = loader, unfinished
 
-    def fit(self, labelled: np.ndarray, round_: int) -> None:
-        """Train on the samples at positions `labelled`: `steps` of AdamW in one cycle; images flipped and shifted."""
+    def fit(self, labelled: np.ndarray, round_: int) -> np.ndarray:
+        """Train on the samples at positions `labelled`, in the order of labelling; what it looked at of their ROIs."""
         config = self.config
         rng = np.random.default_rng([*self.loader.generate_state(4), round_])
-        images, labels = self._load(labelled)
-        network = self.network
-        network.load_state_dict(self.initial)
-        network.train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle((step + 0.5) / config.steps))
-        for rows in islice(_orders(len(labelled), config.batch_size, rng), config.steps):
-            loss = F.cross_entropy(network(_augment(images[rows], rng)), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-            optimizer.step()
-            schedule.step()
-        if not torch.isfinite(loss):
+        held = held_out(self.dataset.labels[labelled], self.dataset.classes, config.early_stop, self.loader)
+        if config.early_stop and not held.any():
+            raise BenchError(f"--early-stop {config.early_stop} holds out none of {len(labelled)} labels: raise --init")
+        trained = labelled[~held]
+        if round_ == 0 or not config.warm_start:
+            self.network.load_state_dict(self.initial)
+        kept = self._load(labelled[held]) if held.any() else None
+        loss = train(self.network, self._load(trained), kept, config, rng)
+        if not math.isfinite(loss):
             raise BenchError(f"training diverged in round {round_}: lower --learning-rate (now {config.learning_rate})")
-        network.eval()
+        return trained if config.explain_loss else trained[:0]
 
-    def score(self, positions: np.ndarray, *, overlap: bool) -> Scores:
-        """Scores of the samples at `positions`, streamed from the shards."""
-        keys = self.dataset.keys[positions]
-        if overlap:
-            return of_acquisitions(self._acquire(positions), keys, soft=self.config.overlap == "soft")
-        head = self.network.head
-        with torch.inference_mode():
-            logits = head(torch.from_numpy(self.features(positions)).to(self.device)).cpu().numpy()
-        return of_logits(logits, keys)
+    def score(self, positions: np.ndarray, *, overlap: bool, features: bool = False) -> Scores:
+        """Scores of the samples at `positions`, streamed from the shards; see `pool_pass.score`."""
+        return score(
+            self.network, self.dataset, positions, self.config, self.device,
+            overlap=overlap, features=features, folder=self.unfinished,
+        )  # fmt: skip
 
-    @torch.inference_mode()
-    def features(self, positions: np.ndarray) -> np.ndarray:
-        """Pooled features, float32 [N, C]."""
-        batches = self.dataset.shards.batches(positions, SCORE_BATCH, self.device)
-        return np.concatenate([self.network.features(batch.images).mean((2, 3)).cpu().numpy() for batch in batches])
-
-    @torch.inference_mode()
-    def _acquire(self, positions: np.ndarray) -> Iterator[Acquisition]:
-        head, height = self.network.head, self.dataset.shards.manifest.image.size
-        for batch in self.dataset.shards.batches(positions, SCORE_BATCH, self.device):
-            yield acquire(
-                self.network.features(batch.images), head.weight, head.bias, PackedRoi(batch.roi, height),
-                threshold=self.config.threshold, convention=self.config.explain_convention,
-            )  # fmt: skip
-
-    def _load(self, labelled: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Images uint8 [L, C, H, W] and labels int64 [L] of the labelled set, which the budget bounds."""
-        batches = list(self.dataset.shards.batches(labelled, SCORE_BATCH, self.device))
-        return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
-
-
-def _orders(samples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Rows of each batch, without end: every epoch a new permutation, cut evenly, so that no batch holds one sample."""
-    while True:
-        yield from np.array_split(rng.permutation(samples), -(-samples // batch_size))
-
-
-def _one_cycle(done: float) -> float:
-    """Share of the peak learning rate after `done` (0 to 1) of the steps: a linear rise over WARMUP, a cosine to 0."""
-    return done / WARMUP if done < WARMUP else 0.5 + 0.5 * math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
-
-
-def _augment(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """`images` [B, C, H, W], each flipped left-right or not and shifted by up to 1/16 of its side."""
-    side = images.shape[-1]
-    reach = side // 16
-    padded = F.pad(images, (reach, reach, reach, reach))
-    shifts = rng.integers(0, 2 * reach + 1, size=(len(images), 2))
-    moved = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, shifts, strict=True)])
-    flip = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
-    return torch.where(flip[:, None, None, None], moved.flip(-1), moved)
+    def _load(self, positions: np.ndarray) -> Samples:
+        """The samples at `positions`, of the labelled set, which the budget bounds."""
+        shards = self.dataset.shards
+        batches = list(shards.batches(positions, LOAD_BATCH, self.device))
+        images, labels = torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+        if not self.config.explain_loss:
+            return Samples(images, labels)
+        return Samples(
+            images, labels, PackedRoi(torch.cat([batch.roi for batch in batches]), shards.manifest.image.size)
+        )

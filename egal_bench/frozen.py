@@ -14,7 +14,7 @@ from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError
 from egal_bench.features import Features
-from egal_bench.scores import Scores, of_acquisitions, of_logits
+from egal_bench.scores import Scores, as_rows, check_finite, of_columns
 from egal_kernels import Acquisition, PackedRoi, acquire
 
 CHUNK = 64  # rows read from the memory maps at a time
@@ -29,23 +29,26 @@ class FrozenLearner:
         self.weight = np.zeros((dataset.classes, len(self.mean)), np.float32)
         self.bias = np.zeros(dataset.classes, np.float32)
 
-    def fit(self, labelled: np.ndarray, round_: int) -> None:
-        """Train the head on the samples at positions `labelled`, from zero."""
+    def fit(self, labelled: np.ndarray, round_: int) -> np.ndarray:
+        """Train the head on the samples at positions `labelled`, from zero; it looks at no ROI: returns no position."""
         x = (self.cached.pooled[labelled] - self.mean) / self.scale
         weight, bias = logistic_regression(x, self.dataset.labels[labelled], self.dataset.classes, self.config.l2)
         weight = weight / self.scale  # folded: the same head on features that are not standardised
         self.weight, self.bias = weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32)
+        return labelled[:0]
 
-    def score(self, positions: np.ndarray, *, overlap: bool) -> Scores:
+    def score(self, positions: np.ndarray, *, overlap: bool, features: bool = False) -> Scores:
         """Scores of the samples at `positions`; the maps and ROIs are read only for their overlap."""
-        keys = self.dataset.keys[positions]
+        found: dict[str, np.ndarray] = {}
         if overlap:
-            return of_acquisitions(self._acquire(positions), keys, soft=self.config.overlap == "soft")
-        return of_logits(self.features(positions) @ self.weight.T + self.bias, keys)
-
-    def features(self, positions: np.ndarray) -> np.ndarray:
-        """Pooled features, float32 [N, C]."""
-        return self.cached.pooled[positions]
+            found["rows"] = np.concatenate([as_rows(out).numpy() for out in self._acquire(positions)])
+        if features or not overlap:
+            found["features"] = self.cached.pooled[positions]
+        if not overlap:
+            found["logits"] = found["features"] @ self.weight.T + self.bias
+        scores = of_columns(found, soft=self.config.overlap == "soft")
+        check_finite(scores, positions, lambda position: f"sample {str(self.dataset.keys[position])!r}")
+        return scores
 
     def _acquire(self, positions: np.ndarray) -> Iterator[Acquisition]:
         weight, bias = torch.from_numpy(self.weight), torch.from_numpy(self.bias)

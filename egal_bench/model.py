@@ -1,4 +1,9 @@
-"""Networks: a convolutional trunk to a feature map [B, C, h, w], then global average pooling and a linear head."""
+"""Networks: a convolutional trunk to a feature map [B, C, h, w], then global average pooling and a linear head.
+
+The trunk is a timm network up to its pooling: its last map that has positions. What some families put behind it, a norm
+(ConvNeXt), a convolution of pooled features (MobileNetV3 and V4, GhostNet) or two layers of 4096 (VGG), is left out, so
+that one closed form explains them all. A network without such a map is refused: tokens (ViT), channels last (Swin).
+"""
 
 from __future__ import annotations
 
@@ -32,15 +37,15 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature maps [B, C, h, w] of images uint8 [B, 1 or 3, H, W]; grey ones are repeated over the channels."""
-        x = images.float() / 255
+        """Feature maps [B, C, h, w] of images uint8 or uint16 [B, 1 or 3, H, W]; grey is repeated over the channels."""
+        x = images.float() / torch.iinfo(images.dtype).max
         if self.size and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
         x = (x.expand(-1, self.mean.shape[1], -1, -1) - self.mean) / self.std
         return self.trunk(x.contiguous(memory_format=torch.channels_last))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of images uint8 [B, 1 or 3, H, W]."""
+        """Logits [B, K] of images uint8 or uint16 [B, 1 or 3, H, W]."""
         return self.head(self.features(images).mean((2, 3)))
 
 
@@ -59,10 +64,10 @@ def build(
             trunk, mean, std = _small_cnn(image_channels), [0.5] * image_channels, [0.25] * image_channels
         else:
             trunk, mean, std = _timm_trunk(backbone)
-        if weights is not None:
-            _load(trunk, weights, backbone)
         side = size or image_size
         channels = _map_channels(trunk, backbone, len(mean), side)
+        if weights is not None:
+            _load(trunk, weights, backbone)
         network = Network(trunk, channels, classes, mean, std, size)
     return network.to(memory_format=torch.channels_last)
 
@@ -84,31 +89,32 @@ def _timm_trunk(name: str) -> tuple[nn.Module, list[float], list[float]]:
 
     if not timm.is_model(name):
         raise unknown("backbone", name, [SMALL_CNN, *timm.list_models()])
-    try:
-        trunk = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
-    except TypeError as error:  # some families have no unpooled form
-        raise _no_map(name, str(error)) from None
+    trunk = timm.create_model(name, pretrained=False, num_classes=0)
+    trunk.forward = trunk.forward_features
     data = resolve_model_data_config(trunk)
     return trunk, list(data["mean"]), list(data["std"])
 
 
 def _map_channels(trunk: nn.Module, backbone: str, in_channels: int, side: int) -> int:
-    """C of the trunk's map, found by a forward pass of one blank image of `side` pixels."""
+    """C of the trunk's map, found by a forward pass of one blank image; drops the layers that it does not reach."""
+    ran: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda module, *_: ran.add(module)) for module in trunk.modules()]
     try:
         with torch.no_grad():
             out = trunk.eval()(torch.zeros(1, in_channels, side, side))
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"--backbone {backbone} cannot take {side}x{side} images: {brief(error)}") from None
-    known = {getattr(trunk, "num_features", None), getattr(trunk, "head_hidden_size", None)} - {None}
-    if out.ndim != 4 or (known and out.shape[1] not in known):
-        raise _no_map(backbone, f"its output is {tuple(out.shape)}")
+    if out.ndim != 4 or out.shape[1] != getattr(trunk, "num_features", out.shape[1]):
+        raise BenchError(
+            f"--backbone {backbone} has no feature map [B, C, h, w] to explain (its output is {tuple(out.shape)}): "
+            "choose a convolutional network"
+        )
+    for hook in hooks:
+        hook.remove()
+    for name, child in trunk.named_children():
+        if ran.isdisjoint(child.modules()):
+            setattr(trunk, name, nn.Identity())
     return int(out.shape[1])
-
-
-def _no_map(backbone: str, why: str) -> BenchError:
-    return BenchError(
-        f"--backbone {backbone} has no feature map [B, C, h, w] to explain ({why}): choose a convolutional network"
-    )
 
 
 def _load(trunk: nn.Module, weights: dict[str, Tensor], backbone: str) -> None:

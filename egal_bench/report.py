@@ -88,7 +88,7 @@ def draw_learning_curves(rounds: pd.DataFrame, path: Path) -> None:
         size, seeds = of_dataset.test_size.iloc[0], of_dataset.seed.nunique()
         left.set(title=f"{dataset}: mean ± sd over {seeds} seeds, {size} test samples", xlabel="labels")
         right.set(
-            title="the same rounds, by masks looked at", xlabel="masks (every ROI read to choose, the pool's included)"
+            title="the same rounds, by masks looked at", xlabel="masks (every ROI looked at, the pool's included)"
         )
         left.legend(frameon=False, loc="best")
         for axis in (left, right):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,17 +41,24 @@ class Task:
         """Path of this run's file of `table`."""
         return results.part(self.out, table, self.dataset, self.strategy, self.seed)
 
+    @property
+    def unfinished(self) -> Path:
+        """Folder of the scores computed so far, which a run that begins again need not compute again."""
+        return results.part(self.out / "unfinished", self.config_hash, self.dataset, self.strategy, self.seed).parent
+
     def finished(self) -> bool:
         """Whether its tables are there, written under the same configuration."""
         return self.part("selections").is_file() and results.config_hash(self.part("rounds")) == self.config_hash
 
 
 class Learner(Protocol):
-    """A regime: what fits a model to the labelled samples and scores others. Positions: int64, in the shard set."""
+    """A regime: what fits a model to the labelled samples and scores others. Positions: int64, in the shard set.
 
-    def fit(self, labelled: np.ndarray, round_: int) -> None: ...
-    def score(self, positions: np.ndarray, *, overlap: bool) -> Scores: ...
-    def features(self, positions: np.ndarray) -> np.ndarray: ...
+    `fit` takes positions in the order of labelling and returns those whose ROI it looked at.
+    """
+
+    def fit(self, labelled: np.ndarray, round_: int) -> np.ndarray: ...
+    def score(self, positions: np.ndarray, *, overlap: bool, features: bool = False) -> Scores: ...
 
 
 def run(task: Task, report: Callable[[int, int, float], None]) -> None:
@@ -59,6 +67,7 @@ def run(task: Task, report: Callable[[int, int, float], None]) -> None:
         rounds, selections = _rounds(task, report)
     results.write(task.part("selections"), "selections", selections)
     results.write(task.part("rounds"), "rounds", rounds)  # last: it marks the run as finished
+    shutil.rmtree(task.unfinished, ignore_errors=True)
     report(rounds[-1]["round"], rounds[-1]["labels"], rounds[-1]["accuracy"])
 
 
@@ -71,10 +80,10 @@ def _rounds(task: Task, report: Callable[[int, int, float], None]) -> tuple[list
     query_rng = np.random.default_rng(streams["query"])
     labelled = np.random.default_rng(streams["pool"]).permutation(dataset.pool)[: config.init]
     selections = [_row(0, rank, position, dataset) for rank, position in enumerate(labelled)]
-    seen = np.zeros(len(dataset.keys), dtype=bool)  # ROIs the strategy has looked at
+    seen = np.zeros(len(dataset.keys), dtype=bool)  # ROIs that were looked at, to query or to train
     rounds = []
     for round_ in range(config.rounds + 1):
-        row, score_s = _evaluated(learner, dataset, labelled, round_), 0.0
+        row, score_s = _evaluated(learner, dataset, labelled, round_, seen), 0.0
         masks = int((seen & dataset.has_roi).sum())
         if round_ < config.rounds:
             start = perf_counter()
@@ -107,13 +116,15 @@ def _learner(task: Task, dataset: Dataset, streams: dict[str, np.random.SeedSequ
         size=task.config.size, seed=int(streams["model"].generate_state(1)[0]),
         weights=weights.load(task.config.weights, task.config.backbone)[0],
     )  # fmt: skip
-    return finetune.FinetuneLearner(dataset, network, task.config, streams["loader"], task.device)
+    return finetune.FinetuneLearner(dataset, network, task.config, streams["loader"], task.device, task.unfinished)
 
 
-def _evaluated(learner: Learner, dataset: Dataset, labelled: np.ndarray, round_: int) -> dict[str, Any]:
-    """Fit on `labelled` and measure on the test set: most of a row of `rounds`."""
+def _evaluated(
+    learner: Learner, dataset: Dataset, labelled: np.ndarray, round_: int, seen: np.ndarray
+) -> dict[str, Any]:
+    """Fit on `labelled`, mark in `seen` the ROIs that takes, and measure on the test set: most of a row of `rounds`."""
     start = perf_counter()
-    learner.fit(labelled, round_)
+    seen[learner.fit(labelled, round_)] = True
     fitted = perf_counter()
     scores = learner.score(dataset.test, overlap=True)
     assert scores.overlap is not None
@@ -135,7 +146,8 @@ def _query(
     rng: np.random.Generator, config: Config, round_: int,
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:  # fmt: skip
     """Positions of the samples the strategy buys from `pool`, best first, and their rows of `selections`."""
-    scores = learner.score(pool, overlap=strategy.needs_roi)
+    wanted = strategy.needs_features
+    scores = learner.score(pool, overlap=strategy.needs_roi, features=wanted)
     view = Pool(
         strategy,
         keys=dataset.keys[pool],
@@ -146,8 +158,8 @@ def _query(
         rng=rng,
         config=config,
         overlap=scores.overlap,
-        features=learner.features(pool) if strategy.needs_features else None,
-        labelled_features=learner.features(labelled) if strategy.needs_features else None,
+        features=scores.features,
+        labelled_features=learner.score(labelled, overlap=False, features=True).features if wanted else None,
     )
     first = _checked(strategy(view), view)[: config.budget]
     # the overlap of what was bought, for the record: by now its ROI has been paid for or is only reported

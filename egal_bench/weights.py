@@ -54,10 +54,15 @@ def _from_timm(backbone: str) -> tuple[dict[str, Tensor], str]:
             "download them where there is a network and give the file"
         ) from None
     state = model.state_dict()
+    return state, digest_of(state)
+
+
+def digest_of(state: dict[str, Tensor]) -> str:
+    """Hex digest of the values of a state dict, in its order."""
     digest = hashlib.sha256()
     for value in state.values():
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
-    return state, digest.hexdigest()
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _from_package(weights: str, backbone: str) -> tuple[dict[str, Tensor], str]:

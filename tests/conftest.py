@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fuzz", deadline=None, max_examples=20_000)  # of `make fuzz`
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -40,9 +40,9 @@ def place(width: int, height: int, size: int, resize: Resize) -> Placement:
 
 
 def resize_image(image: Image.Image, at: Placement) -> np.ndarray:
-    """u8 [size,size] or [size,size,3]: bilinear, antialiased when it shrinks, zero around it."""
+    """[size,size] or [size,size,3], u8 or (mode F) f32: bilinear, antialiased when it shrinks, zero around it."""
     small = np.asarray(image.resize((at.columns, at.rows), Image.Resampling.BILINEAR))
-    canvas = np.zeros((at.size, at.size, *small.shape[2:]), np.uint8)
+    canvas = np.zeros((at.size, at.size, *small.shape[2:]), small.dtype)
     canvas[at.top : at.top + at.rows, at.left : at.left + at.columns] = small
     return canvas
 

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from egal_shards.errors import ShardError
-from egal_shards.layout import BLOCK, HEADER, KEY, MAX_SAMPLE_JSON, SPLITS, roi_shape
-from egal_shards.manifest import INDEX, Manifest
+from egal_shards.layout import BLOCK, HEADER, KEY, MAX_SAMPLE_JSON, MAX_TEXT, SPLITS, roi_shape
+from egal_shards.manifest import INDEX, MAX_INDEX_ROW, Manifest
 
 SCHEMA = pa.schema(
     [
@@ -28,6 +28,13 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.binary(32), nullable=False),  # of image, roi and json payloads, one after the other
     ]
 )
+
+_TEXTS = ["key", "group", "split"]
+_LETTERS = np.array([KEY.fullmatch(chr(byte)) is not None for byte in range(256)])
+_NUMBERS = pa.list_(pa.field("element", pa.int64(), nullable=False))
+_ACCEPTED = {name: (pa.dictionary(pa.int32(), pa.string()),) for name in _TEXTS} | {
+    "offsets": (_NUMBERS, pa.list_(pa.int64()), pa.list_(pa.int64(), 6), SCHEMA.field("offsets").type)
+}  # what the types of SCHEMA are in a file, where they are not the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +52,19 @@ class Index:
         """Row i of a column of strings or digests."""
         return self.texts[column][i].as_py()
 
+    def texts_at(self, column: str, rows: np.ndarray) -> list[Any]:
+        """These rows of a column of strings or digests."""
+        return self.texts[column].take(pa.array(rows)).to_pylist()
+
     def span(self, i: int) -> tuple[int, int]:
-        """Bytes of the shard from the first of row i's image to the last of its json."""
-        return int(self.offsets[i, 0]), int(self.offsets[i, 4] + self.offsets[i, 5])
+        """Bytes of the shard from the tar header of row i's image to the last of its json."""
+        return int(self.offsets[i, 0]) - BLOCK, int(self.offsets[i, 4] + self.offsets[i, 5])
 
     def payloads(self, i: int, span: bytes) -> tuple[bytes, bytes, bytes]:
         """Image, roi (empty where there is none) and json of row i, from the bytes of its span."""
-        first = self.offsets[i, 0]
-        image, roi, text = (
-            span[at - first : at - first + size] if size else b"" for at, size in self.offsets[i].reshape(3, 2)
-        )
+        start, _ = self.span(i)
+        parts = self.offsets[i].reshape(3, 2).tolist()
+        image, roi, text = (span[at - start : at - start + size] if size else b"" for at, size in parts)
         return image, roi, text
 
     @classmethod
@@ -62,9 +72,9 @@ class Index:
         """The index of a set. ShardError where it is not the one that the manifest describes."""
         path = folder / INDEX
         table = _table(path, manifest)
-        offsets = table["offsets"].combine_chunks().flatten().to_numpy().reshape(-1, 6)
+        offsets = table["offsets"].chunk(0).flatten().to_numpy().reshape(-1, 6)
         numbers = {name: table[name].to_numpy() for name in ("shard", "label", "roi_area")}
-        texts = {name: table[name].combine_chunks() for name in ("key", "group", "split", "sha256")}
+        texts = {name: table[name].chunk(0) for name in ("key", "group", "split", "sha256")}
         index = cls(table, texts, offsets=offsets, **numbers)
         for fault, free in _rules(index, manifest):
             if not free:
@@ -90,27 +100,52 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
         raise ShardError(f"{path}: does not match its digest in the manifest; copy or pack the set again")
     foreign = ShardError(f"{path}: its columns or row count are not those of the format; pack the set again")
     try:
-        file = pq.ParquetFile(pa.BufferReader(raw))
-        if file.schema_arrow.names != SCHEMA.names or file.metadata.num_rows != manifest.counts.samples:
+        # Strings stay in their dictionaries until they are known to be short: a row costs a bomb 4 bytes
+        file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=_TEXTS)
+        if not _foreseen(file, manifest.counts.samples):
             raise foreign
-        table = file.read(use_threads=False).cast(SCHEMA)  # Arrow's threads can abort a process that ends at once
+        columns = [_column(file, field, path) for field in SCHEMA]  # one by one: nothing is there twice
+        table = pa.table(columns, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path}: cannot be read ({str(error).splitlines()[0]}); pack the set again") from None
-    except ValueError:  # a missing value in a column that may have none
-        raise foreign from None
-    if any(column.null_count for column in (*table.columns, table["offsets"].combine_chunks().flatten())):
+    except ValueError as error:  # a missing value in a column that may have none
+        raise error if isinstance(error, ShardError) else foreign from None
+    if any(column.null_count for column in (*columns, columns[SCHEMA.get_field_index("offsets")].flatten())):
         raise foreign
     return table
+
+
+def _foreseen(file: pq.ParquetFile, samples: int) -> bool:
+    """Whether columns and sizes are those of an index of so many samples, by what the file says before it is read."""
+    about, schema = file.metadata, file.schema_arrow
+    groups = [about.row_group(n) for n in range(min(about.num_row_groups, samples + 1))]
+    unpacked = sum(group.column(n).total_uncompressed_size for group in groups for n in range(group.num_columns))
+    return (
+        schema.names == SCHEMA.names
+        and all(field.type in _ACCEPTED.get(field.name, (SCHEMA.field(field.name).type,)) for field in schema)
+        and about.num_rows == samples == sum(group.num_rows for group in groups)
+        and unpacked <= samples * MAX_INDEX_ROW + (1 << 20)
+    )
+
+
+def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
+    # Arrow's threads can abort a process that ends at once
+    column = file.read(columns=[field.name], use_threads=False)[field.name]
+    if pa.types.is_dictionary(column.type):
+        longest = max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks), default=0)
+        if longest > MAX_TEXT:
+            raise ShardError(f"{path}: a {field.name} in it is longer than {MAX_TEXT} bytes; pack the set again")
+    array = pa.concat_arrays(column.cast(field.type).chunks)
+    del column
+    pa.default_memory_pool().release_unused()  # or Arrow keeps twice the index for later
+    return array
 
 
 def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """(fault, whether the set is free of it); later rules presuppose the earlier."""
     samples = [shard.samples for shard in manifest.shards]
     key, split = index.table["key"], index.table["split"]
-    yield (
-        "a key is not 1 to 80 of A-Z a-z 0-9 _ -",
-        pc.all(pc.match_substring_regex(key, rf"\A{KEY.pattern}\z")).as_py(),
-    )
+    yield "a key is not 1 to 80 of A-Z a-z 0-9 _ -", _named(index.texts["key"])
     yield "a key occurs twice", pc.count_distinct(key).as_py() == len(key)
     ordered = np.array_equal(index.shard, np.repeat(np.arange(len(samples)), samples))
     yield "its shards are not those of the manifest, in order", ordered
@@ -125,10 +160,20 @@ def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     yield "an ROI area is impossible", bool(possible.all())
 
 
+def _named(keys: pa.Array) -> bool:
+    """Whether each is a KEY: the bytes of all are looked up at once."""
+    sizes = pc.min_max(pc.binary_length(keys)).as_py()
+    _, ends, text = keys.buffers()
+    begin, end = np.frombuffer(ends, np.int32)[[keys.offset, keys.offset + len(keys)]]
+    letters = np.frombuffer(text or b"", np.uint8)[begin:end]
+    return bool(sizes["min"] >= 1 and sizes["max"] <= 80 and _LETTERS[letters].all())
+
+
 def _whole(index: Index, manifest: Manifest) -> bool:
     """Payload sizes are those of the format, and members fill each shard from its first block to its end marker."""
     image, roi, text = index.offsets[:, 1], index.offsets[:, 3], index.offsets[:, 5]
-    pixels = manifest.image.channels * manifest.image.size**2
+    spec = manifest.image
+    pixels = np.dtype(spec.dtype).itemsize * spec.channels * spec.size**2  # bytes
     words = 4 * int(np.prod(roi_shape(manifest.image.size)))
     if manifest.image.format == "npy":
         sized = (image == HEADER + pixels).all()
@@ -136,15 +181,14 @@ def _whole(index: Index, manifest: Manifest) -> bool:
         sized = ((image > 0) & (image <= 2 * pixels + (1 << 16))).all()  # far above what an encoder can need
     if not (sized and np.isin(roi, (0, HEADER + words)).all() and ((text > 1) & (text <= MAX_SAMPLE_JSON)).all()):
         return False
-    sizes = np.stack([image, roi, text], axis=1)
+    sizes = index.offsets[:, 1::2]
     spans = np.where(sizes > 0, BLOCK + -(-sizes // BLOCK) * BLOCK, 0)  # header and padded payload
-    ends = np.cumsum(spans.reshape(-1)).reshape(-1, 3)
+    ends = np.cumsum(spans).reshape(-1, 3)
     first = np.searchsorted(index.shard, np.arange(len(manifest.shards)))  # row that opens each shard
     base = (ends[:, 2] - spans.sum(axis=1))[first]
-    starts = ends - spans - base[index.shard][:, None] + BLOCK
+    starts = np.subtract(ends, spans, out=spans)
+    starts -= (base - BLOCK)[index.shard][:, None]
+    starts[sizes == 0] = 0
     capacity = np.array([shard.bytes for shard in manifest.shards]) - 2 * BLOCK
     last = np.append(first[1:], len(index.shard)) - 1
-    return bool(
-        np.array_equal(index.offsets[:, 0::2], np.where(sizes > 0, starts, 0))
-        and (ends[last, 2] - base <= capacity).all()
-    )
+    return bool(np.array_equal(index.offsets[:, 0::2], starts) and (ends[last, 2] - base <= capacity).all())

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from egal_shards.errors import ShardError
 
@@ -22,9 +22,19 @@ HEADER = 128  # npy header
 ROI_LAYOUT = "u32-along-y"
 MAX_SAMPLE_JSON = 1 << 20
 MAX_SIZE = 4096
+MAX_TEXT = 1024  # bytes of a group
 
 ImageFormat = Literal["npy", "png", "jpg"]
+ImageDtype = Literal["uint8", "uint16"]
+DESCR = {"uint8": "|u1", "uint16": "<u2"}
 _PILLOW = {"png": "PNG", "jpg": "JPEG"}
+_MODES = {  # of Pillow, by format, dtype and channels; what is missing it cannot write or read
+    ("png", "uint8", 1): "L",
+    ("png", "uint8", 3): "RGB",
+    ("png", "uint16", 1): "I;16",
+    ("jpg", "uint8", 1): "L",
+    ("jpg", "uint8", 3): "RGB",
+}
 
 
 class SampleJson(BaseModel):
@@ -39,9 +49,11 @@ class SampleJson(BaseModel):
     boxes: tuple[tuple[float, float, float, float], ...]  # x0, y0, x1, y1 in original pixels
     original_size: tuple[int, int]  # width, height
     file: str
+    about: dict[str, JsonValue] = Field(default_factory=dict)  # what else the source knows; left out where empty
 
     def to_bytes(self) -> bytes:
-        return json.dumps(self.model_dump(by_alias=True), separators=(",", ":"), allow_nan=False).encode()
+        fields = self.model_dump(by_alias=True, exclude_defaults=True)
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
 
 
 def members(key: str, image_format: str, has_roi: bool) -> list[str]:
@@ -87,26 +99,36 @@ def unpack_rows(words: np.ndarray, height: int) -> np.ndarray:
     return np.ascontiguousarray(bits[:, :height].T).view(bool)
 
 
+def storable(image_format: ImageFormat, dtype: ImageDtype, channels: int) -> bool:
+    """Whether images of this dtype and number of channels can be stored in this format."""
+    return image_format == "npy" or (image_format, dtype, channels) in _MODES
+
+
 def encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
-    """Payload of `<key>.image.*` for u8 [H,W] or [H,W,3]; npy holds it as [C,H,W]."""
+    """Payload of `<key>.image.*` for u8 or u16 [H,W] or [H,W,3], if `storable`; npy holds it as [C,H,W]."""
     if image_format == "npy":
-        planes = np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1))
-        return npy_header("|u1", planes.shape) + planes.tobytes()
+        descr = DESCR[image.dtype.name]
+        planes = np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1), descr)
+        return npy_header(descr, planes.shape) + planes.tobytes()
     stream = io.BytesIO()
     lossy = {"quality": 95, "subsampling": 0} if image_format == "jpg" else {}
     Image.fromarray(image).save(stream, _PILLOW[image_format], **lossy)
     return stream.getvalue()
 
 
-def decode_image(payload: bytes, image_format: ImageFormat, channels: int, size: int, where: str) -> np.ndarray:
-    """u8 [C,H,W] of a payload that came from `encode_image`, else ShardError. The array may be read-only."""
+def decode_image(
+    payload: bytes, image_format: ImageFormat, dtype: ImageDtype, channels: int, size: int, where: str
+) -> np.ndarray:
+    """u8 or u16 [C,H,W] of a payload that came from `encode_image`, else ShardError. The array may be read-only."""
     shape = (channels, size, size)
     if image_format == "npy":
-        return _npy(payload, "|u1", shape, where)
+        return _npy(payload, DESCR[dtype], shape, where)
     try:
         with Image.open(io.BytesIO(payload), formats=(_PILLOW[image_format],)) as image:
-            if image.size != (size, size) or image.mode != ("L" if channels == 1 else "RGB"):
-                raise ShardError(f"{where}: its image is not the {channels}×{size}×{size} that the manifest declares")
+            if image.size != (size, size) or image.mode != _MODES[image_format, dtype, channels]:
+                raise ShardError(
+                    f"{where}: its image is not the {dtype} {channels}×{size}×{size} that the manifest declares"
+                )
             pixels = np.asarray(image)
     except ShardError:
         raise

@@ -19,13 +19,14 @@ from pydantic import (
 
 from egal_shards.errors import ShardError
 from egal_shards.geometry import Resize
-from egal_shards.layout import MAX_SIZE, ROI_LAYOUT, ImageFormat
+from egal_shards.layout import BLOCK, MAX_SIZE, ROI_LAYOUT, ImageDtype, ImageFormat, storable
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 VERSION = 1
+MAX_INDEX_ROW = 4096  # bytes of the index a sample, far above what it needs
+MAX_MANIFEST = 16 << 20  # bytes
 
-_MAX_BYTES = 16 << 20
 _CHECKSUM = re.compile(rb'\A\{\s*"checksum": "([0-9a-f]{64})"')
 _ZEROS = "0" * 64
 
@@ -48,8 +49,14 @@ class ImageSpec(_Part):
 
     size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     channels: Literal[1, 3]
-    dtype: Literal["uint8"]
+    dtype: ImageDtype
     format: ImageFormat
+
+    @model_validator(mode="after")
+    def _storable(self) -> "ImageSpec":
+        if not storable(self.format, self.dtype, self.channels):
+            raise ValueError(f"{self.format} does not hold {self.dtype} images of {self.channels} channels")
+        return self
 
 
 class ShardFile(_Part):
@@ -108,6 +115,11 @@ class Manifest(_Part):
         for what, total in totals.items():
             if total != self.counts.samples:
                 raise ValueError(f"{what} add up to {total} samples, counts.samples is {self.counts.samples}")
+        for shard in self.shards:
+            if shard.bytes < 4 * BLOCK * shard.samples:  # two headers and payloads
+                raise ValueError(f"{shard.file} of {shard.bytes} bytes cannot hold {shard.samples} samples")
+        if self.index.bytes > MAX_INDEX_ROW * self.counts.samples + (1 << 20):
+            raise ValueError(f"index of {self.index.bytes} bytes is too large for {self.counts.samples} samples")
         return self
 
     @classmethod
@@ -116,11 +128,18 @@ class Manifest(_Part):
         path = Path(folder) / MANIFEST
         try:
             with path.open("rb") as file:
-                raw = file.read(_MAX_BYTES + 1)
+                raw = file.read(MAX_MANIFEST + 1)
         except OSError as error:
             raise ShardError(f"{path}: {error.strerror}; is {folder} a shard set made by `egal-bench pack`?") from None
-        if len(raw) > _MAX_BYTES:
-            raise ShardError(f"{path}: is larger than {_MAX_BYTES >> 20} MiB, so it is no manifest; pack the set again")
+        return cls.parse(raw, str(path))
+
+    @classmethod
+    def parse(cls, raw: bytes, path: str) -> "Manifest":
+        """The manifest that a file holds, of which at most MAX_MANIFEST + 1 bytes were read; `path` is for errors."""
+        if len(raw) > MAX_MANIFEST:
+            raise ShardError(
+                f"{path}: is larger than {MAX_MANIFEST >> 20} MiB, so it is no manifest; pack the set again"
+            )
         found = _CHECKSUM.match(raw)
         if not found or found[1].decode() != _checksum(raw, found[1]):
             raise ShardError(

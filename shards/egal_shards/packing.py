@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from PIL import Image
 
 from egal_shards import geometry, layout
 from egal_shards.errors import ShardError
+from egal_shards.intensity import fit_image
 from egal_shards.manifest import Manifest
 from egal_shards.progress import progress_bar
 from egal_shards.records import Raw, Record, Source
@@ -31,6 +31,7 @@ class _Spec:
     channels: int
     resize: geometry.Resize
     image_format: layout.ImageFormat
+    dtype: layout.ImageDtype
     shard_mb: float
 
     def __post_init__(self) -> None:
@@ -42,6 +43,12 @@ class _Spec:
             raise ShardError(f"resize {self.resize!r} is none of {', '.join(get_args(geometry.Resize))}")
         if self.image_format not in get_args(layout.ImageFormat):
             raise ShardError(f"image_format {self.image_format!r} is none of {', '.join(get_args(layout.ImageFormat))}")
+        if self.dtype not in get_args(layout.ImageDtype):
+            raise ShardError(f"dtype {self.dtype!r} is none of {', '.join(get_args(layout.ImageDtype))}")
+        if not layout.storable(self.image_format, self.dtype, self.channels):
+            raise ShardError(
+                f"image_format {self.image_format} does not hold {self.dtype} of {self.channels} channels; use npy"
+            )
         if not self.shard_mb > 0:
             raise ShardError(f"shard_mb {self.shard_mb} is not above 0; 64 is usual")
 
@@ -56,16 +63,18 @@ def pack(
     shard_mb: float = 64,
     split: Split = Split(),  # noqa: B008
     image_format: layout.ImageFormat = "npy",
+    dtype: layout.ImageDtype = "uint8",
     progress: bool = True,
 ) -> Manifest:
     """The manifest of the shard set written to `out_dir`, which must be new or empty.
 
-    Images become uint8 [channels,size,size], ROIs bool [size,size]; `shard_mb` is the most that a shard holds, in
-    10⁶ bytes (at least one sample). Equal sources and settings give equal bytes, whatever the number of threads. The
+    Images become dtype [channels,size,size], ROIs bool [size,size]; uint16 keeps what uint8 would round away, and is
+    stored as npy or, in one channel, png. `shard_mb` is the most that a shard holds, in 10⁶ bytes (at least one
+    sample). Equal sources and settings give equal bytes, whatever the number of threads. The
     set appears at `out_dir` once it is whole: an error or Ctrl-C leaves nothing there. ShardError for bad input.
     """
-    spec = _Spec(size, channels, resize, image_format, shard_mb)
-    _check_source(source)
+    spec = _Spec(size, channels, resize, image_format, dtype, shard_mb)
+    _check_source(source, channels)
     splits, units = assign(source.records, source.classes, split)
     plan = list(zip(source.records, splits, units, strict=True))
     fixed = any(record.split for record in source.records)
@@ -87,12 +96,17 @@ def pack(
             for sample in ordered_map(encode, plan, cores(), 4 * cores()):
                 writer.add(sample, image_format)
                 advance(1)
-        image = {"size": size, "channels": channels, "dtype": "uint8", "format": image_format}
+        image = {"size": size, "channels": channels, "dtype": dtype, "format": image_format}
         writer.finish(name=source.name, classes=source.classes, image=image, resize=resize, made=made)
     return Manifest.read(out_dir)
 
 
-def _check_source(source: Source) -> None:
+def _check_source(source: Source, channels: int) -> None:
+    if source.channels not in (None, channels):
+        raise ShardError(
+            f"{source.name}: its images have {source.channels} channels that are not to be mixed, and channels is "
+            f"{channels}; pack {source.channels}"
+        )
     if not source.records:
         raise ShardError(f"{source.name}: has no samples; nothing to pack")
     if len(set(source.classes)) != len(source.classes):
@@ -105,6 +119,8 @@ def _check_source(source: Source) -> None:
     for record in source.records:
         if not layout.KEY.fullmatch(record.key):
             raise ShardError(f"{record.file}: key {record.key!r} is not 1 to 80 of A-Z a-z 0-9 _ -; rename it")
+        if len(record.group.encode()) > layout.MAX_TEXT:
+            raise ShardError(f"{record.file}: its group has more than {layout.MAX_TEXT} bytes; shorten it")
         if record.key in seen:
             raise ShardError(f"{record.file}: has the same key {record.key!r} as {seen[record.key]}; rename one")
         if record.label not in source.classes:
@@ -114,9 +130,9 @@ def _check_source(source: Source) -> None:
 
 def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence[str]) -> Encoded:
     raw = record.load()
-    height, width = _checked(raw, record.file)
+    height, width = _checked(raw, record.file, spec)
     at = geometry.place(width, height, spec.size, spec.resize)
-    image = geometry.resize_image(Image.fromarray(raw.image).convert("L" if spec.channels == 1 else "RGB"), at)
+    image = fit_image(raw.image, at, spec.channels, spec.dtype)
     boxes = geometry.fit_boxes(raw.boxes, width, height, record.file)
     mask = geometry.draw_boxes(boxes, at) if raw.mask is None else geometry.resize_mask(raw.mask, at)
     about = layout.SampleJson.model_validate(
@@ -128,6 +144,7 @@ def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence
             "boxes": boxes,
             "original_size": (width, height),
             "file": record.file,
+            "about": record.about,
         }
     )
     text = about.to_bytes()
@@ -138,11 +155,17 @@ def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence
     return Encoded(record.key, about, area, (layout.encode_image(image, spec.image_format), roi, text))
 
 
-def _checked(raw: Raw, file: str) -> tuple[int, int]:
+def _checked(raw: Raw, file: str, spec: _Spec) -> tuple[int, int]:
     """(height, width) of the image."""
-    shape = raw.image.shape
-    if raw.image.dtype != np.uint8 or shape[2:] not in ((), (3,)) or 0 in shape or len(shape) < 2:
-        raise ShardError(f"{file}: image is {raw.image.dtype} {list(shape)}; it must be uint8 [H,W] or [H,W,3]")
+    shape, kind = raw.image.shape, raw.image.dtype.name
+    if kind not in ("uint8", "uint16", "float32") or shape[2:] not in ((), (3,)) or 0 in shape or len(shape) < 2:
+        raise ShardError(f"{file}: image is {kind} {list(shape)}; it must be uint8, uint16 or float32 [H,W] or [H,W,3]")
+    if kind == "uint16" and spec.dtype == "uint8":
+        raise ShardError(
+            f"{file}: holds 16-bit values; pack dtype uint16, or give the window LOW,HIGH that 8 bits show"
+        )
+    if kind == "float32" and not (raw.image.min() >= 0 and raw.image.max() <= 1):
+        raise ShardError(f"{file}: holds values outside 0 to 1, or NaN, after its window; mend or leave out the file")
     if raw.mask is None:
         return shape[0], shape[1]
     if raw.boxes:

@@ -1,7 +1,8 @@
 """What a source hands to `pack`: records that load themselves, one at a time, from any thread."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,9 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image
 class Raw:
     """One decoded image with its ROI: a mask, or the union of boxes, or (neither) none."""
 
-    image: np.ndarray  # uint8 [H,W] or [H,W,3]
+    image: (
+        np.ndarray
+    )  # [H,W] or [H,W,3]: uint8 or uint16 as stored, or float32, 0 (black) to 1 (white), through a window
     mask: np.ndarray | None  # bool [H,W]
     boxes: tuple[Box, ...] = ()
 
@@ -28,6 +31,7 @@ class Record:
     load: Callable[[], Raw]
     duplicates: str = ""  # near-duplicate group; "" = none
     split: str = ""  # "pool" | "test" where the source fixes it, else ""
+    about: dict[str, Any] = field(default_factory=dict)  # JSON-able: what else is known; goes into the sample's json
 
 
 @dataclass(frozen=True)
@@ -38,3 +42,4 @@ class Source:
     classes: tuple[str, ...]  # label i is classes[i]
     records: Sequence[Record]
     made: dict  # JSON-able: how the source was configured; goes into the manifest
+    channels: int | None = None  # set where they are no colours and must not be mixed: the one number to pack

@@ -1,16 +1,14 @@
 """Every byte of a shard set against what its manifest and index say of it."""
 
 import hashlib
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from pydantic import ValidationError
 
 from egal_shards import layout
-from egal_shards.decoding import Decoded, decode_sample
+from egal_shards.decoding import check_header, decode_sample
 from egal_shards.errors import ShardError
 from egal_shards.manifest import INDEX, MANIFEST
 from egal_shards.progress import progress_bar
@@ -38,7 +36,7 @@ def verify(path: str | Path, progress: bool = True) -> Report:
     shards = ShardSet(path)
     manifest = shards.manifest
     known = {MANIFEST, INDEX, *(shard.file for shard in manifest.shards)}
-    for entry in sorted(shards.path.iterdir()):
+    for entry in [] if shards.remote else sorted(shards.path.iterdir()):
         if entry.name not in known:
             raise ShardError(f"{entry}: is no part of the set; remove it")
     numbers = range(len(manifest.shards))
@@ -64,7 +62,7 @@ def _verify_shard(shards: ShardSet, number: int) -> int:
     """Samples in the shard."""
     index, declared = shards.rows, shards.manifest.shards[number]
     rows = np.flatnonzero(index.shard == number)
-    with (shards.path / declared.file).open("rb") as file:
+    with shards.open_shard(number) as file:
         tape = _Tape(file)
         for i in rows:
             _verify_sample(shards, int(i), tape, declared.file)
@@ -85,49 +83,13 @@ def _verify_sample(shards: ShardSet, i: int, tape: _Tape, shard: str) -> None:
     sizes = [int(size) for size in index.offsets[i, 1::2]]  # image, roi, json
     names = iter(layout.members(key, manifest.image.format, sizes[1] > 0))
     image, roi, text = (_read_member(tape, next(names), size, where) if size else b"" for size in sizes)
-    _verify_content(decode_sample((image, roi, text), i, index, manifest), shards, i, where)
+    decode_sample((image, roi, text), i, index, manifest)
 
 
 def _read_member(tape: _Tape, name: str, size: int, where: str) -> bytes:
     """The payload of the member that starts here."""
-    _verify_header(tape.read(layout.BLOCK), name, size, where)
+    check_header(tape.read(layout.BLOCK), name, size, where)
     payload = tape.read(size)
     if any(tape.read(layout.padded(size) - size)):
         raise ShardError(f"{where}: padding of member {name} is not 0; copy or pack the set again")
     return payload
-
-
-def _verify_header(block: bytes, name: str, size: int, where: str) -> None:
-    try:
-        member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
-        raise ShardError(
-            f"{where}: the tar header of {name} is damaged ({error}); copy or pack the set again"
-        ) from None
-    if member.name != name or member.size != size or member.type != tarfile.REGTYPE:
-        raise ShardError(
-            f"{where}: member {member.name!r} of {member.size} bytes is not the regular file {name!r} of {size} bytes "
-            "that the index lists; copy or pack the set again"
-        )
-
-
-def _verify_content(sample: Decoded, shards: ShardSet, i: int, where: str) -> None:
-    index, classes = shards.rows, shards.classes
-    roi = layout.unpack_rows(sample.words, shards.manifest.image.size)
-    if not np.array_equal(layout.pack_rows(roi), sample.words):
-        raise ShardError(f"{where}: its ROI has padding bits set; pack the set again")
-    if np.count_nonzero(roi) != index.roi_area[i]:
-        raise ShardError(
-            f"{where}: its ROI has {np.count_nonzero(roi)} pixels, the index says {index.roi_area[i]}; pack again"
-        )
-    try:
-        about = layout.SampleJson.model_validate_json(sample.text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ShardError(
-            f"{where}: its json is not that of the format ({first['loc']}: {first['msg']}); pack again"
-        ) from None
-    label = int(index.label[i])
-    expected = (label, classes[label], index.text("group", i), index.text("split", i))
-    if (about.label, about.class_, about.group, about.split) != expected:
-        raise ShardError(f"{where}: label, class, group or split in its json differ from the index; pack the set again")

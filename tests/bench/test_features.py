@@ -7,6 +7,7 @@ import torch
 from egal_bench import features, model
 from egal_bench.dataset import open_dataset
 from egal_bench.errors import BenchError
+from egal_bench.pool_pass import BATCH
 from egal_kernels import pack_roi
 from egal_shards import pack
 from egal_shards.sources import phantom
@@ -41,7 +42,7 @@ def test_features_are_the_trunks_output_and_the_rois_of_the_shards(dataset, tmp_
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(dataset, tmp_path, monkeypatch):
     def stop(n):
-        if n == features.BATCH:
+        if n == BATCH:
             stop.batches += 1
             if stop.batches == 2:
                 raise KeyboardInterrupt
@@ -55,7 +56,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(dataset, tmp_path, m
     whole = trunk.features
     monkeypatch.setattr(trunk, "features", lambda images: passed.append(len(images)) or whole(images))
     features.extract(dataset, trunk, tmp_path / "f", "cpu")
-    assert sum(passed) == 75 - 2 * features.BATCH
+    assert sum(passed) == 75 - 2 * BATCH
     features.extract(dataset, network(), tmp_path / "direct", "cpu")
     for name in features.Features.__annotations__:
         file = f"{name}.npy"
@@ -72,7 +73,7 @@ def test_a_sample_beyond_half_precision_is_named(dataset, tmp_path):
 
 
 def test_a_full_disk_is_foreseen(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(BenchError, match=r"the features need 0\.0 GB and 0\.0 GB are free; choose another --out"):
         features.extract(dataset, network(), tmp_path / "f", "cpu")
 

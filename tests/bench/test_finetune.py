@@ -1,15 +1,24 @@
-"""The finetune regime: it learns, repeats itself to the last bit, and moves images as it says."""
+"""The finetune regime: it learns, repeats itself to the last bit, and looks at what its options say and no more."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from torch.nn import functional as F
 
 from egal_bench import model
-from egal_bench.config import Config
+from egal_bench.config import Config, resolve
 from egal_bench.dataset import open_dataset
 from egal_bench.errors import BenchError
-from egal_bench.finetune import FinetuneLearner, _augment
-from egal_shards import pack
+from egal_bench.finetune import FinetuneLearner
+from egal_bench.results import load
+from egal_shards import ShardSet, pack
 from egal_shards.sources import phantom
 
 
@@ -20,9 +29,9 @@ def dataset(tmp_path_factory):
     return open_dataset(path)
 
 
-def learner(dataset, steps: int = 30) -> FinetuneLearner:
+def learner(dataset, steps: int = 30, **options) -> FinetuneLearner:
     network = model.build("small-cnn", 3, image_channels=1, image_size=32, size=None, seed=0)
-    settings = Config(steps=steps, learning_rate=5e-3, batch_size=16)
+    settings = Config(**{"steps": steps, "learning_rate": 5e-3, "batch_size": 16} | options)
     return FinetuneLearner(dataset, network, settings, np.random.SeedSequence(0).spawn(4)[3], "cpu")
 
 
@@ -71,20 +80,121 @@ def test_divergence_is_reported_with_its_remedy(dataset):
         made.fit(dataset.pool[:20], 3)
 
 
-def test_augmentation_only_flips_and_shifts():
-    """An image that numbers its pixels: each output is the input moved by at most 1/16 of its side, or its mirror."""
-    numbered = torch.arange(1, 257).view(1, 1, 16, 16)
-    moved = _augment(numbered.expand(64, -1, -1, -1), np.random.default_rng(0))
-    grid = numbered[0, 0].numpy()
-    seen = set()
-    for image in moved[:, 0].numpy():
-        candidates = {}
-        for flip in (False, True):
-            for dy in (-1, 0, 1):
-                for dx in (-1, 0, 1):
-                    padded = np.pad(grid, 1)[1 + dy : 17 + dy, 1 + dx : 17 + dx]
-                    candidates[flip, dy, dx] = padded[:, ::-1] if flip else padded
-        matches = [key for key, value in candidates.items() if np.array_equal(value, image)]
-        assert len(matches) == 1
-        seen.add(matches[0])
-    assert len(seen) > 12  # of 18
+ALL = {"explain_loss": 0.5, "early_stop": 0.2, "warm_start": True, "class_balance": True}
+
+
+@pytest.mark.parametrize("options", [ALL, *({name: value} for name, value in ALL.items())], ids=lambda o: "+".join(o))
+def test_one_seed_gives_the_same_weights_twice_and_every_option_changes_them(dataset, options):
+    weights = []
+    for chosen in (options, options, {}):
+        made = learner(dataset, steps=10, **chosen)
+        for round_, count in enumerate((30, 40)):
+            made.fit(dataset.pool[:count], round_)
+        weights.append(torch.cat([value.float().flatten() for value in made.network.state_dict().values()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_training_with_explanations_moves_the_grad_cam_of_the_training_set_onto_its_rois(dataset):
+    labelled, found = dataset.pool[:40], {}
+    for alpha in (0.0, 1.0):
+        made = learner(dataset, steps=60, explain_loss=alpha)
+        made.fit(labelled, 0)
+        found[alpha] = misalignment(made, labelled)
+    assert found[0.0] > 0.4
+    assert found[1.0] < found[0.0] - 0.1
+
+
+@torch.no_grad()
+def misalignment(made: FinetuneLearner, positions: np.ndarray) -> float:
+    """Mean of 1 − soft Dice of the true class's Grad-CAM with the ROI, in plain float64."""
+    samples = [made.dataset.shards[i] for i in positions]
+    maps = made.network.features(torch.from_numpy(np.stack([sample.image for sample in samples]))).double()
+    values = []
+    for features, sample in zip(maps, samples, strict=True):
+        cam = torch.tensordot(made.network.head.weight.double()[sample.label], features, 1).relu()
+        cam = F.interpolate(cam[None, None] / cam.max().clamp(min=1e-12), sample.roi.shape, mode="bilinear")[0, 0]
+        cam = ((cam - cam.min()) / (cam.max() - cam.min()).clamp(min=1e-12)).numpy()
+        values.append(1 - 2 * (cam * sample.roi).sum() / (cam.sum() + sample.roi.sum()))
+    return float(np.mean(values))
+
+
+class Guarded(ShardSet):
+    """A shard set that gives away the samples at some positions only, and notes which were asked for."""
+
+    def batches(self, indices, batch_size, device="cpu"):
+        assert np.isin(indices, self.allowed).all(), "training asked for a sample outside the labelled set"
+        self.asked.append(np.array(indices))
+        return super().batches(indices, batch_size, device)
+
+
+@pytest.mark.parametrize("options", [{"early_stop": 0.25}, ALL])
+def test_early_stop_reads_labelled_samples_only_and_trains_on_none_that_it_holds_out(dataset, options):
+    labelled = dataset.pool[5:45]
+    shards = Guarded(dataset.shards.path)
+    shards.allowed, shards.asked = labelled, []
+    made = learner(dataclasses.replace(dataset, shards=shards), steps=8, **options)
+    made.fit(labelled[:30], 0)
+    made.fit(labelled, 1)
+    held, trained, held_later, trained_later = shards.asked
+    assert np.intersect1d(np.concatenate([trained, trained_later]), np.concatenate([held, held_later])).size == 0
+    np.testing.assert_array_equal(np.union1d(trained, held), np.sort(labelled[:30]))
+    np.testing.assert_array_equal(np.union1d(trained_later, held_later), np.sort(labelled))
+    assert np.isin(held, held_later).all()  # a warm start has never trained on what is held out
+
+
+def test_early_stop_that_would_hold_out_nothing_is_refused(dataset):
+    with pytest.raises(BenchError, match=r"--early-stop 0\.01 holds out none of 5 labels: raise"):
+        learner(dataset, early_stop=0.01).fit(dataset.pool[:5], 0)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_warm_start_starts_from_the_last_rounds_weights_and_a_retrained_round_does_not(dataset, warm):
+    made = learner(dataset, steps=3, warm_start=warm, learning_rate=1e-30)  # which moves no weight
+    first = made.network.trunk[0].weight.detach().clone()
+    with torch.no_grad():
+        made.network.trunk[0].weight.mul_(-2)  # what another seed's rounds may have left
+    made.fit(dataset.pool[:20], 0)
+    assert torch.equal(made.network.trunk[0].weight, first)
+    with torch.no_grad():
+        made.network.trunk[0].weight.mul_(3)  # what round 0 learned
+    made.fit(dataset.pool[:30], 1)
+    assert torch.equal(made.network.trunk[0].weight, 3 * first if warm else first)
+
+
+def test_fit_tells_whose_rois_it_looked_at(dataset):
+    labelled = dataset.pool[:30]
+    assert learner(dataset, steps=1).fit(labelled, 0).tolist() == []
+    assert learner(dataset, steps=1, explain_loss=0.1).fit(labelled, 0).tolist() == labelled.tolist()
+    partly = learner(dataset, steps=1, explain_loss=0.1, early_stop=0.2).fit(labelled, 0)
+    assert 20 < len(partly) < 30
+    assert np.isin(partly, labelled).all()
+
+
+@pytest.mark.parametrize("flag", ALL)
+def test_an_option_of_training_is_refused_where_nothing_is_trained(flag):
+    with pytest.raises(BenchError, match=f"--{flag.replace('_', '-')}: is of --regime finetune"):
+        resolve({"regime": "frozen", flag: ALL[flag]})
+    assert Config(**{flag: ALL[flag]}).identity() != Config().identity()
+
+
+def test_flags_reach_training_the_record_and_the_cost(tmp_path):
+    flags = [
+        "--backbone=small-cnn", "--phantom-samples=120", "--size=32", "--strategies=random,egal", "--seeds=1",
+        "--init=15", "--budget=10", "--rounds=1", "--steps=3", "--batch-size=8", "--workers=1", "--out=out", "--json",
+        "--precision=float32",
+        "--explain-loss=0.25", "--early-stop=0.2", "--warm-start", "--no-class-balance",
+    ]  # fmt: skip
+    command = [str(Path(sys.executable).with_name("egal-bench")), "compare", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    recorded = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert [recorded[name] for name in ALL] == [0.25, 0.2, True, False]
+    rounds = load(tmp_path / "out")["rounds"].set_index(["strategy", "round"])
+    pool = open_dataset(tmp_path / "out/shards/phantom-brain").pool
+    masks = rounds.masks
+    assert 10 <= masks["random", 0] == masks["egal", 0] <= 14  # what it trained on, of 15 labels
+    assert masks["random", 0] < masks["random", 1] < 25
+    # queried from the whole rest of the pool: all but the held-out part of the initial set
+    assert masks["egal", 1] == len(pool) - (15 - masks["egal", 0])
+    assert json.loads(done.stdout.splitlines()[-1])["strategies"]["random"]["masks"] == masks["random", 1]

@@ -90,14 +90,26 @@ def png_16_bit_rgb():
     )
 
 
-def test_16_bit_and_float_images_are_refused(tmp_path):
-    saved(tmp_path / "grey.png", GREY.astype(np.uint16) * 200)
+def test_16_bit_grey_keeps_its_bits(tmp_path):
+    deep = np.random.default_rng(2).integers(0, 65536, (9, 13)).astype(np.uint16)
+    for name, stored in {"le.tif": deep, "be.tif": deep.astype(">u2"), "a.png": deep}.items():
+        found = read_image(saved(tmp_path / name, stored))
+        assert found.dtype == np.dtype(np.uint16)
+        assert np.array_equal(found, deep), name
+        shown = read_image(tmp_path / name, (1000, 50_000))
+        expected = np.clip((deep.astype(np.float64) - 1000) / 49_000, 0, 1)
+        assert shown.dtype == np.float32
+        np.testing.assert_allclose(shown, expected, rtol=0, atol=1e-7)
+    shown = read_image(saved(tmp_path / "c.png", COLOUR), (0, 255))
+    np.testing.assert_allclose(shown, COLOUR / 255, rtol=0, atol=1e-7)
+
+
+def test_16_bit_colour_signed_and_float_images_are_refused(tmp_path):
     (tmp_path / "rgb.png").write_bytes(png_16_bit_rgb())  # Pillow would cut it down to 8 bits and not say so
-    for name in ("grey.png", "rgb.png"):
-        with pytest.raises(
-            ShardError, match=rf"{name}: holds 16-bit pixels; .* convert it to 8-bit PNG with the window"
-        ):
-            read_image(tmp_path / name)
+    with pytest.raises(ShardError, match=r"rgb.png: holds 16-bit colour or signed pixels; .* convert it"):
+        read_image(tmp_path / "rgb.png")
+    with pytest.raises(ShardError, match="holds I pixels"):
+        read_image(saved(tmp_path / "i.tif", GREY.astype(np.int32)))
     with pytest.raises(ShardError, match="holds F pixels"):
         read_image(saved(tmp_path / "f.tif", GREY.astype(np.float32)))
     with pytest.raises(ShardError, match="mask of mode F"):

@@ -41,7 +41,7 @@ def test_any_flipped_header_bit_is_refused(bit):
     payload = bytearray(layout.encode_image(np.zeros((8, 8), np.uint8), "npy"))
     payload[bit // 8] ^= 1 << bit % 8
     with pytest.raises(ShardError, match="shard: an array"):
-        layout.decode_image(bytes(payload), "npy", 1, 8, "shard")
+        layout.decode_image(bytes(payload), "npy", "uint8", 1, 8, "shard")
 
 
 def test_pickled_object_and_other_shapes_are_refused():
@@ -56,7 +56,7 @@ def test_pickled_object_and_other_shapes_are_refused():
         layout.encode_image(np.zeros((4, 16), np.uint8), "npy"),
     ):
         with pytest.raises(ShardError):
-            layout.decode_image(payload, "npy", 1, 8, "shard")
+            layout.decode_image(payload, "npy", "uint8", 1, 8, "shard")
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3)])
@@ -69,7 +69,7 @@ def test_png_and_npy_are_lossless_and_jpg_close(shape):
     planes = np.atleast_3d(image).transpose(2, 0, 1)
     for image_format in ("npy", "png", "jpg"):
         payload = layout.encode_image(image, image_format)
-        decoded = layout.decode_image(payload, image_format, len(planes), 8, "shard")
+        decoded = layout.decode_image(payload, image_format, "uint8", len(planes), 8, "shard")
         assert decoded.shape == planes.shape
         assert decoded.dtype == np.uint8
         error = abs(decoded.astype(int) - planes).max()
@@ -80,10 +80,10 @@ def test_png_of_another_size_mode_or_format_is_refused():
     png = layout.encode_image(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8), "png")
     for channels, size in [(1, 9), (3, 8)]:
         with pytest.raises(ShardError, match="not the"):
-            layout.decode_image(png, "png", channels, size, "shard")
+            layout.decode_image(png, "png", "uint8", channels, size, "shard")
     for payload, image_format in [(png, "jpg"), (png[:50], "png"), (b"GIF89a", "png")]:
         with pytest.raises(ShardError, match="cannot be decoded"):
-            layout.decode_image(payload, image_format, 1, 8, "shard")
+            layout.decode_image(payload, image_format, "uint8", 1, 8, "shard")
 
 
 def test_member_headers_are_ustar_without_owner_or_time():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from egal_shards import ShardSet, pack, verify
 from egal_shards.sources import folder, siim
+from egal_shards.sources.image_tree import scaled
 
 
 def read_rows(path):
@@ -100,7 +101,7 @@ def test_official_siim_tables_agree_with_the_curated_ones(real_data):
         row = rows[record.key]
         assert (record.label, record.group, record.duplicates) == (row["label"], row["patient_id"], row["dup_group"])
         assert record.file == row["file"]
-        boxes, curated = record.load.scaled(256, 256), json.loads(row["boxes"])
+        boxes, curated = scaled(record.load.boxes, record.load.original, 256, 256), json.loads(row["boxes"])
         assert len(boxes) == len(curated)
         if boxes:
             assert np.abs(np.array(boxes) - np.array(curated)).max() <= 0.005 + 1e-9

@@ -1,5 +1,8 @@
 """The SIIM source: official tables in, boxes in file pixels out."""
 
+import ast
+import csv
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,7 +87,7 @@ def test_a_box_may_leave_the_original_by_a_thousandth(write):
             {},
             "my_train_image_level.csv line 2: the boxes of image i1 are in pixels of its original DICOM",
         ),
-        ({}, {"group": "patient"}, "siim: group and dup name columns of meta"),
+        ({}, {"group": "patient"}, "group and dup name columns of meta"),
         ({}, {"meta": "absent.csv"}, "absent.csv: No such file"),
         ({}, {"meta": "meta.csv", "group": "patients"}, r"did you mean 'patient'\?"),
         ({"meta": META.replace("i3,800,800,p2,t\n", "")}, {"meta": "meta.csv"}, "line 4: image i3 is not in meta"),
@@ -115,10 +118,11 @@ def test_a_box_may_leave_the_original_by_a_thousandth(write):
         (
             {"images": IMAGES.replace("i3_image", "i4_image")},
             {"meta": "meta.csv"},
-            "line 4: there is no i4.png or i4.jpg",
+            "line 4: there is no i4.dcm",
         ),
         ({"files": ("a/i1.png", "b/i1.jpg", "i2.jpg", "i3.png")}, {"meta": "meta.csv"}, "for the same image; keep one"),
-        ({"files": ("i1.dcm", "i2.jpg", "i3.png")}, {"meta": "meta.csv"}, r"i1.dcm: DICOM files are not read"),
+        ({"files": ("i1.dcm", "a/i1.jpg", "i2.jpg", "i3.png")}, {}, "i1.dcm: there is .*i1.jpg for the same image"),
+        ({}, {"meta": "meta.csv", "window": (3, 3)}, "window .* is not LOW,HIGH with LOW below HIGH"),
     ],
 )
 def test_faults(write, files, settings, message):
@@ -135,3 +139,35 @@ def test_two_tables_of_a_kind(write):
         siim(root)
     with pytest.raises(ShardError, match="No such file"):
         siim(root / "absent")
+
+
+def test_the_dicom_tree(write):
+    """study/series/image.dcm, whose boxes need no scaling; patients of a table that has no sizes."""
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    from shards.dicom_files import spread
+    from shards.dicom_files import write as write_dicom
+
+    root = write(files=(), meta="image_id,patient\ni1,p1\ni2,p1\ni3,p2\n")
+    values = np.random.default_rng(0).integers(0, 60000, (1000, 500)).astype(np.uint16)
+    for study, series, image in [("s1", "x", "i1"), ("s1", "y", "i2"), ("s2", "z", "i3")]:
+        write_dicom(root / "train" / study / series / f"{image}.dcm", values)
+    source = siim(root, meta="meta.csv", group="patient")
+    assert [record.file for record in source.records] == ["train/s1/x/i1.dcm", "train/s1/y/i2.dcm", "train/s2/z/i3.dcm"]
+    assert [record.group for record in source.records] == ["p1", "p1", "p2"]
+    raw = source.records[0].load()
+    assert raw.boxes == ((100, 200, 300, 400), (0, 0, 50, 1000))
+    np.testing.assert_allclose(raw.image, spread(values), rtol=0, atol=1e-6)
+    assert [record.group for record in siim(root).records] == ["s1", "s1", "s2"]
+
+
+def test_the_two_columns_of_the_official_table_agree(real_data):
+    """`boxes`, a literal of x, y, width and height that is not read, against what is read from `label`."""
+    root = real_data("siim_covid19_256")
+    read = {record.key: record.load.boxes for record in siim(root, meta="labels.csv").records}
+    with (root / "official_train_image_level.csv").open(newline="") as file:
+        official = {row["id"].removesuffix("_image"): row["boxes"] for row in csv.DictReader(file)}
+    assert read.keys() == official.keys()
+    assert sum(map(len, read.values())) == 7853
+    for key, text in official.items():
+        corners = [(b["x"], b["y"], b["x"] + b["width"], b["y"] + b["height"]) for b in ast.literal_eval(text or "[]")]
+        np.testing.assert_allclose(np.reshape(read[key], (-1, 4)), np.reshape(corners, (-1, 4)), rtol=0, atol=1e-4)

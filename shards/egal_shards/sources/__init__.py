@@ -9,10 +9,13 @@ from egal_shards.records import Source
 from egal_shards.sources.phantom import phantom  # now, so that this name is the function and never its module
 
 if TYPE_CHECKING:
+    from egal_shards.sources.brats_mri import brats
     from egal_shards.sources.labels_csv import folder
     from egal_shards.sources.siim_covid19 import siim
+    from egal_shards.sources.vindr_cxr import vindr
+    from egal_shards.sources.wds_tars import wds
 
-__all__ = ["SOURCES", "Entry", "folder", "phantom", "siim"]
+__all__ = ["SOURCES", "Entry", "brats", "folder", "phantom", "siim", "vindr", "wds"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,11 @@ class Entry:
 
 SOURCES = {
     "folder": Entry("images with a labels.csv, and masks or boxes", f"{__name__}.labels_csv", "folder"),
-    "siim": Entry("SIIM-FISABIO-RSNA COVID-19 chest X-rays as PNG or JPEG", f"{__name__}.siim_covid19", "siim"),
+    "brats": Entry("BraTS glioma MRI, slices of NIfTI volumes", f"{__name__}.brats_mri", "brats"),
+    "vindr": Entry("VinDr-CXR chest X-rays, Kaggle or PhysioNet tables", f"{__name__}.vindr_cxr", "vindr"),
+    "siim": Entry("SIIM-FISABIO-RSNA COVID-19 chest X-rays", f"{__name__}.siim_covid19", "siim"),
     "phantom": Entry("built-in procedural lesions, no download", f"{__name__}.phantom", "phantom"),
+    "wds": Entry("WebDataset image shards made by others", f"{__name__}.wds_tars", "wds"),
 }
 
 

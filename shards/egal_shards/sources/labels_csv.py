@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 from egal_shards.errors import ShardError
 from egal_shards.images import read_image, read_mask
+from egal_shards.intensity import Window, check_window
 from egal_shards.records import Box, Raw, Record, Source
-from egal_shards.sources.tables import Row, Table, duplicates, grouping, nearest
+from egal_shards.sources.flags import DUP, GROUP, WINDOW
+from egal_shards.sources.tables import Row, Table, duplicates, file_key, grouping, nearest
 
 _SPLITS = {"pool": "pool", "train": "pool", "test": "test"}
-_LONGEST_KEY = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +22,27 @@ class _File:
     image: Path
     mask: Path | None
     boxes: tuple[Box, ...]
+    window: Window | None
 
     def __call__(self) -> Raw:
-        return Raw(read_image(self.image), read_mask(self.mask) if self.mask else None, self.boxes)
+        return Raw(read_image(self.image, self.window), read_mask(self.mask) if self.mask else None, self.boxes)
 
 
 def folder(
     path: str | Path,
-    group: str | None = None,
-    dup: str | None = None,
-    split: str | None = None,
-    classes: Sequence[str] | None = None,
+    group: Annotated[str | None, GROUP] = None,
+    dup: Annotated[str | None, DUP] = None,
+    split: Annotated[str | None, "column that fixes the split: pool or train, test"] = None,
+    classes: Annotated[Sequence[str] | None, "the classes in order, comma-separated; none: the labels, sorted"] = None,
+    window: Annotated[Window | None, WINDOW] = None,
 ) -> Source:
     """The images that `path`/labels.csv lists, each with a label and the ROI of its mask or boxes.
 
     labels.csv has the columns `file`, `label` and either `mask_file` or `boxes` (JSON [[x0,y0,x1,y1],…] in pixels of
-    the file); an empty cell there is an image without ROI. `group`: a column, or block:COLUMN:N for contiguous blocks
-    of N ids; default: every file its own. `dup`: a column of near-duplicate groups. `split`: a column that fixes the
-    split (pool or train, test). `classes`: their order; default: sorted. All of labels.csv is checked, and every
-    file's presence, before anything is decoded. ShardError names the line.
+    the file); an empty cell there is an image without ROI. Without `group` every file is its own. All of labels.csv is
+    checked, and every file's presence, before anything is decoded. ShardError names the line.
     """
+    check_window(window)
     root = Path(path)
     table = Table.open(root / "labels.csv", ["file", "label"])
     locate_roi = _roi_column(table, root)
@@ -57,7 +59,7 @@ def folder(
                 label=_label(row, classes),
                 group=group_of(row),
                 file=file,
-                load=_File(_present(root, file, row), mask, boxes),
+                load=_File(_present(root, file, row), mask, boxes, window),
                 duplicates=duplicates_of(row),
                 split=split_of(row),
             )
@@ -73,6 +75,7 @@ def folder(
         "dup": dup,
         "split": split,
         "classes": list(classes) if classes else None,
+        "window": list(window) if window else None,
     }
     return Source(root.resolve().name, names, records, made)
 
@@ -134,10 +137,8 @@ def _present(root: Path, file: str, row: Row) -> Path:
 
 
 def _new_key(file: str, taken: dict[str, tuple[str, str]], row: Row) -> str:
-    """The path without suffix, anything but A-Z a-z 0-9 _ - made _; the middle of a long one becomes a digest."""
-    key = re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(file).with_suffix("")), flags=re.ASCII)
-    if len(key) > _LONGEST_KEY:
-        key = f"{hashlib.sha256(file.encode()).hexdigest()[:16]}_{key[-(_LONGEST_KEY - 17) :]}"
+    """The key of the path without suffix."""
+    key = file_key(str(PurePosixPath(file).with_suffix("")))
     other, line = taken.setdefault(key, (file, row.where))
     if line != row.where and other == file:
         raise ShardError(f"{row.where}: {file} is listed twice, first in {line}; remove one of them")

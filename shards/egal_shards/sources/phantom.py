@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -21,11 +22,11 @@ _PLAN, _PATIENT, _SCAN, _EXPERT = range(4)  # random streams of one seed
 def phantom(
     kind: str = "brain",
     *,
-    samples: int = 2000,
+    samples: Annotated[int, "number of images"] = 2000,
     size: int = 64,
-    shortcut: float = 0.0,
-    roi_area: float = 0.03,
-    roi_noise: float = 0.0,
+    shortcut: Annotated[float, "how strongly a marker outside the ROI predicts the class, 0 to 1"] = 0.0,
+    roi_area: Annotated[float, "mean share of the image in the ROI"] = 0.03,
+    roi_noise: Annotated[float, "error of the expert's ROI, 0 to 1"] = 0.0,
     test: float = 0.3,
     seed: int = 0,
 ) -> Source:

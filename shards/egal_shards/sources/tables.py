@@ -2,12 +2,15 @@
 
 import csv
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from egal_shards.errors import ShardError
+
+_LONGEST_KEY = 80
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,15 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """ " (did you mean 'x'?)", or "" where nothing comes close."""
     close = difflib.get_close_matches(word, list(options), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def file_key(path: str) -> str:
+    """A sample's key for a path without its suffix: anything but A-Z a-z 0-9 _ - made _; the beginning of a long one
+    becomes a digest."""
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", path, flags=re.ASCII)
+    if len(key) > _LONGEST_KEY:
+        key = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}_{key[-(_LONGEST_KEY - 17) :]}"
+    return key
 
 
 def grouping(table: Table, spec: str) -> Callable[[Row], str]:

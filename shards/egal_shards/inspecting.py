@@ -1,0 +1,135 @@
+"""What a shard set holds, in numbers and in a picture that shows a flipped axis or a wrong scale at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from egal_shards.errors import ShardError
+from egal_shards.reader import Sample, ShardSet
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+_TILE = 224  # pixels a side of a sample in the picture
+_CAPTION = 32  # pixels below it
+_GAP = 8
+_OUTLINE = (255, 210, 0)
+_INK, _PAPER = (0, 0, 0), (255, 255, 255)
+_MAX_TILES = 400
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """Of one class, or of the whole set: samples, how many of each split, groups and ROIs."""
+
+    samples: int
+    splits: dict[str, int]
+    groups: int
+    with_roi: int
+    roi_area: tuple[float, ...] | None  # % of the image at QUANTILES, of the samples with ROI; None where none has
+
+
+def summarise(shards: ShardSet) -> dict[str, ClassSummary]:
+    """A summary of each class, in order, and of all under the name "" . Reads the index alone."""
+    rows, size = shards.rows, shards.manifest.image.size
+    group = rows.table["group"].combine_chunks().dictionary_encode().indices.to_numpy()
+    split = rows.table["split"].to_numpy()
+    share = 100 * rows.roi_area / size**2
+
+    def of(chosen: np.ndarray) -> ClassSummary:
+        marked = share[chosen & (rows.roi_area > 0)]
+        return ClassSummary(
+            samples=int(chosen.sum()),
+            splits={name: int((split[chosen] == name).sum()) for name in shards.manifest.counts.splits},
+            groups=len(np.unique(group[chosen])),
+            with_roi=len(marked),
+            roi_area=tuple(np.quantile(marked, QUANTILES).tolist()) if len(marked) else None,
+        )
+
+    classes = {name: of(rows.label == label) for label, name in enumerate(shards.classes)}
+    return classes | {"": of(np.ones(len(shards), bool))}
+
+
+def contact_sheet(shards: ShardSet, samples: int = 6, seed: int = 0) -> Image.Image:
+    """A row of `samples` tiles for each class, drawn at random, ROI outlined; below each its key and ROI area.
+
+    Samples with ROI come first where a class has any, so that there is something to check. Of many classes the first.
+    """
+    if not 1 <= samples <= _MAX_TILES:
+        raise ShardError(f"samples {samples} is not between 1 and {_MAX_TILES}; 6 is usual")
+    font, classes = _font(), min(len(shards.classes), _MAX_TILES // samples)
+    height = _CAPTION + classes * (_TILE + _CAPTION + _GAP)
+    sheet = Image.new("RGB", (_GAP + samples * (_TILE + _GAP), height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    spec = shards.manifest.image
+    title = f"{shards.name}: {len(shards)} samples, {spec.channels}×{spec.size}×{spec.size} {spec.dtype}, ROI outlined"
+    draw.text((_GAP, 8), title, _INK, font)
+    streams = np.random.default_rng(seed).spawn(classes)
+    for label, rng in enumerate(streams):
+        top = _CAPTION + label * (_TILE + _CAPTION + _GAP)
+        for column, i in enumerate(_drawn(shards, label, samples, rng)):
+            left, sample = _GAP + column * (_TILE + _GAP), shards[i]
+            sheet.paste(_tile(sample), (left, top))
+            for line, text in enumerate(_caption(sample, shards)):
+                draw.text((left, top + _TILE + 1 + 14 * line), _shortened(text, draw, font), _INK, font)
+    return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has more alphabets than Pillow's own: names of classes may be in any."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12)
+
+
+def _drawn(shards: ShardSet, label: int, samples: int, rng: np.random.Generator) -> list[int]:
+    mine = rng.permutation(np.flatnonzero(shards.rows.label == label))
+    order = np.argsort(shards.rows.roi_area[mine] == 0, kind="stable")
+    return [int(i) for i in mine[order[:samples]]]
+
+
+def _tile(sample: Sample) -> Image.Image:
+    pixels = sample.image.transpose(1, 2, 0)
+    if pixels.dtype != np.uint8:  # from its darkest to its brightest pixel
+        low, high = int(pixels.min()), int(pixels.max())
+        pixels = ((pixels.astype(np.float64) - low) * (255 / max(high - low, 1))).astype(np.uint8)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    tile = np.array(image.resize((_TILE, _TILE), Image.Resampling.BILINEAR))
+    at = (np.arange(_TILE) * len(sample.roi)) // _TILE
+    tile[_outline(sample.roi[np.ix_(at, at)])] = _OUTLINE
+    return Image.fromarray(tile)
+
+
+def _outline(roi: np.ndarray) -> np.ndarray:
+    """bool [H,W]: pixels of the ROI next to one outside it, or at the border of the image."""
+    around = np.pad(roi, 1)
+    return roi & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def _caption(sample: Sample, shards: ShardSet) -> tuple[str, str]:
+    area = f"ROI {100 * sample.roi.mean():.2g} %" if sample.has_roi else "no ROI"
+    return sample.key, f"{shards.classes[sample.label]}, {area}"
+
+
+def _shortened(text: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """The end of a text that is too long for a tile; keys differ there."""
+    if draw.textlength(text, font) <= _TILE:
+        return text
+    return next(
+        short for start in range(1, len(text) + 1)
+        if draw.textlength(short := f"…{text[start:]}", font) <= _TILE
+    )  # fmt: skip
+
+
+def save_contact_sheet(shards: ShardSet, path: Path, samples: int, seed: int) -> None:
+    """Write the picture as PNG, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        contact_sheet(shards, samples, seed).save(partial, "PNG")
+        partial.replace(path)
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror or error}; choose another file") from None
+    finally:
+        partial.unlink(missing_ok=True)

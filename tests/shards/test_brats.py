@@ -1,0 +1,313 @@
+"""BraTS volumes, written by nibabel in the official names, against slices cut out with numpy."""
+
+import gzip
+import subprocess
+import sys
+import textwrap
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from egal_shards import ShardError, ShardSet, pack, verify
+from egal_shards.nifti import Volume
+from egal_shards.sources import brats, brats_mri
+
+nibabel = pytest.importorskip("nibabel", reason="the extra nifti is not installed")
+
+OFFICIAL = np.diag([-1.0, -1.0, 1.0, 1.0]) + np.array([[0, 0, 0, 0], [0, 0, 0, 239], [0, 0, 0, 0], [0, 0, 0, 0]])
+SHAPE = (13, 11, 9)  # x, y, z
+
+
+def volume(path, values, affine=OFFICIAL, slope=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(values, affine)
+    if slope:
+        image.header.set_slope_inter(*slope)
+    nibabel.save(image, path)
+    return path
+
+
+def scan(seed, enhancing=4):
+    """seg [X,Y,Z] u8: slices 2 to 6 with tumour, each with another largest region; and t1, t1ce, t2, flair i16."""
+    rng = np.random.default_rng(seed)
+    seg = np.zeros(SHAPE, np.uint8)
+    seg[2:5, 3:6, 2:7] = 2  # 9 voxels
+    seg[5:11, 3:6, 3] = 1  # 18
+    seg[5:11, 3:7, 4] = enhancing  # 24
+    seg[5:8, 3:6, 5] = enhancing  # 9: as many as edema, which comes first
+    seg[2:5, 3:6, 6] = 0
+    seg[2:4, 3:5, 6] = 1  # 4: too few
+    brain = rng.random(SHAPE) < 0.8
+    brain[:, :, 8] = False
+    images = {kind: (rng.integers(1, 3000, SHAPE) * brain).astype(np.int16) for kind in ("t1", "t1ce", "t2", "flair")}
+    return seg, images
+
+
+NAMES_2023 = {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f", "seg": "seg"}
+
+
+def tree_2020(root, cases=4, suffix=".nii"):
+    for i in range(1, cases + 1):
+        seg, images = scan(i)
+        for kind, values in {**images, "seg": seg}.items():
+            volume(root / f"BraTS20_Training_{i:03}" / f"BraTS20_Training_{i:03}_{kind}{suffix}", values)
+    return root
+
+
+def tree_2023(root):
+    for i, visit in ((0, 0), (0, 1), (1, 0), (2, 0)):
+        seg, images = scan(10 * i + visit, enhancing=3)
+        name = f"BraTS-GLI-{i:05}-{visit:03}"
+        for kind, values in {**images, "seg": seg}.items():
+            volume(root / "train" / name / f"{name}-{NAMES_2023[kind]}.nii.gz", values)
+    return root
+
+
+def quiet(root, **settings):
+    return brats(root, **{"min_voxels": 5, "progress": False, **settings})
+
+
+def shown(values, percentiles=(0.5, 99.5)):
+    """0…1 [X,Y,Z] by the documented window, in float64."""
+    low, high = np.percentile(values[values != 0].astype(np.float64), percentiles)
+    return np.where(values == 0, 0, np.clip((values - low) / (high - low), 0, 1))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_slices_regions_and_pixels_of_2020(tmp_path, suffix):
+    source = quiet(tree_2020(tmp_path, suffix=suffix), modality=["flair"])
+    assert source.classes == ("necrotic", "edema", "enhancing")
+    first = [record for record in source.records if "001" in record.group]
+    assert [record.key for record in first] == [f"BraTS20_Training_001-z00{k}" for k in (2, 3, 4, 5)]
+    assert [record.label for record in first] == ["edema", "necrotic", "enhancing", "edema"]
+    assert first[0].file == f"BraTS20_Training_001/BraTS20_Training_001_flair{suffix} slice 2"
+    assert first[1].about == {"slice": 3, "voxels": {"necrotic": 18, "edema": 9, "enhancing": 0}}
+    assert {record.group for record in source.records} == {f"BraTS20_Training_00{i}" for i in (1, 2, 3, 4)}
+    seg, images = scan(1)
+    for record, k, region in zip(first, (2, 3, 4, 5), (2, 1, 4, 2), strict=True):
+        raw = record.load()
+        # official affine: x runs to the patient's left, y to the back, so that a transposed slice is upright
+        np.testing.assert_allclose(raw.image, shown(images["flair"])[:, :, k].T, rtol=0, atol=1e-6)
+        assert np.array_equal(raw.mask, (seg[:, :, k] == region).T)
+
+
+def test_channels_visits_and_values_of_2023(tmp_path):
+    source = quiet(tree_2023(tmp_path), modality=["t1c", "t2", "t2f"], roi="tumor", percentiles=(1, 90))
+    assert source.channels == 3
+    assert source.made["modality"] == ["t1ce", "t2", "flair"]
+    assert {record.group for record in source.records} == {f"BraTS-GLI-0000{i}" for i in (0, 1, 2)}
+    [record] = [record for record in source.records if record.key == "BraTS-GLI-00000-001-z004"]
+    assert record.label == "enhancing"
+    seg, images = scan(1, enhancing=3)
+    expected = np.stack([shown(images[kind], (1, 90))[:, :, 4].T for kind in ("t1ce", "t2", "flair")], axis=-1)
+    np.testing.assert_allclose(record.load().image, expected, rtol=0, atol=1e-6)
+    assert np.array_equal(record.load().mask, (seg[:, :, 4] > 0).T)
+
+
+def test_only_regions_that_label_a_slice_are_classes(tmp_path):
+    assert quiet(tree_2020(tmp_path), min_voxels=25).classes == ("necrotic", "enhancing")
+
+
+def test_tumor_or_none(tmp_path):
+    source = quiet(tree_2020(tmp_path), label="tumor")
+    assert source.classes == ("no tumor", "tumor")
+    labels = {record.about["slice"]: record.label for record in source.records if record.group.endswith("1")}
+    # slice 6 has too few tumour voxels for either, slice 8 no brain
+    assert labels == {0: "no tumor", 1: "no tumor", 2: "tumor", 3: "tumor", 4: "tumor", 5: "tumor", 7: "no tumor"}
+    seg, _ = scan(1)
+    by_slice = {record.about["slice"]: record.load() for record in source.records if record.group.endswith("1")}
+    assert by_slice[0].mask is None
+    assert np.array_equal(by_slice[4].mask, (seg[:, :, 4] > 0).T)
+
+
+def test_the_affine_turns_slices_upright(tmp_path):
+    """The same head, stored in other directions, with axes swapped, scaled, and as float: equal images."""
+    values = scan(1)[1]["t1"]
+    official = list(Volume.open(volume(tmp_path / "a.nii", values)).slices())
+    turned = {
+        "right.nii": (values[::-1], np.diag([1, -1, 1, 1])),
+        "front.nii.gz": (values[:, ::-1], np.diag([-1, 1, 1, 1])),
+        "swapped.nii": (
+            values.transpose(1, 0, 2),
+            np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        ),
+        "float.nii": (values.astype(np.float32), OFFICIAL),
+        "big-endian.nii": (values.astype(">i2"), OFFICIAL),
+    }
+    for name, (stored, affine) in turned.items():
+        found = list(Volume.open(volume(tmp_path / name, stored, affine.astype(float))).slices())
+        assert len(found) == SHAPE[2]
+        assert all(np.array_equal(a, b) for a, b in zip(found, official, strict=True)), name
+    scaled = volume(tmp_path / "scaled.nii", values.astype(np.float64), slope=(0.25, 7))
+    stored = nibabel.load(scaled).get_fdata()
+    assert np.allclose(np.stack(list(Volume.open(scaled).slices())), stored.transpose(2, 1, 0), rtol=1e-6)
+    with pytest.raises(ShardError, match="its slices are not axial"):
+        Volume.open(
+            volume(
+                tmp_path / "coronal.nii", values, np.array([[-1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+            )
+        )
+
+
+def test_packs_into_16_bits_and_back(tmp_path):
+    source = quiet(tree_2020(tmp_path / "in"), modality=("t1ce", "t2", "flair"))
+    with pytest.raises(ShardError, match="its images have 3 channels that are not to be mixed, and channels is 1"):
+        pack(source, tmp_path / "set", progress=False)
+    pack(source, tmp_path / "set", size=13, channels=3, dtype="uint16", progress=False)
+    assert verify(tmp_path / "set", progress=False).samples == 16
+    shards = ShardSet(tmp_path / "set")
+    for i, record in enumerate(source.records):  # 13 wide, 11 high: letterboxed without scaling
+        raw, sample = record.load(), shards[i]
+        assert sample.image.dtype == np.uint16
+        assert np.array_equal(sample.image[:, 1:12], np.rint(raw.image * np.float32(65535)).transpose(2, 0, 1))
+        assert not sample.image[:, [0, 12]].any()
+        assert np.array_equal(sample.roi[1:12], raw.mask)
+
+
+def test_one_load_a_volume_whatever_the_threads(tmp_path, monkeypatch):
+    loads, alive = [], []
+    load = brats_mri._load
+
+    def counted(case, *rest):
+        loads.append(case.name)
+        loaded = load(case, *rest)
+        alive.append(loaded)
+        return loaded
+
+    monkeypatch.setattr(brats_mri, "_load", counted)
+    monkeypatch.setattr(brats_mri, "cores", lambda: 2)
+    source = quiet(tree_2020(tmp_path))
+    threads = [threading.Thread(target=record.load) for record in source.records]
+    for thread in threads:
+        thread.start()
+        thread.join(0.01)
+    for thread in threads:
+        thread.join()
+    assert loads == [f"BraTS20_Training_00{i}" for i in (1, 2, 3, 4)]
+    assert len(source.records[0].load.kept._slots) == 2
+
+
+def tampered(root, name, values):
+    [path] = root.rglob(name)
+    return volume(path, values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modality": ["t3"]}, "modality 't3' is none of t1, t1ce"),
+        ({"modality": ["t1", "t2"]}, "give one, or three different ones"),
+        ({"modality": ["t1", "t1n", "t2"]}, "give one, or three different ones"),
+        ({"label": "grade"}, "label 'grade' is none of region, tumor"),
+        ({"roi": "box"}, "roi 'box' is none of None, region, tumor"),
+        ({"min_voxels": 0}, "min_voxels 0 is below 1"),
+        ({"percentiles": (99, 1)}, "percentiles .* are not LOW,HIGH"),
+    ],
+)
+def test_bad_settings(tmp_path, settings, message):
+    with pytest.raises(ShardError, match=message):
+        quiet(tmp_path, **settings)
+
+
+def test_faults_of_the_tree(tmp_path):
+    with pytest.raises(ShardError, match="holds no BraTS volumes, such as"):
+        quiet(tmp_path)
+    root = tree_2020(tmp_path, 2)
+    odd = root / "BraTS20_Training_002"
+    (odd / "BraTS20_Training_002_seg.nii").rename(odd / "W39_1998.09.19_Segm.nii")  # as in the official case 355
+    with pytest.raises(
+        ShardError, match=r"case BraTS20_Training_002 has no file …seg.nii or .nii.gz; add or rename it"
+    ):
+        quiet(root)
+    (odd / "W39_1998.09.19_Segm.nii").rename(odd / "BraTS20_Training_002_seg.nii")
+    (odd / "BraTS20_Training_002_seg.nii.gz").write_bytes(b"")
+    with pytest.raises(ShardError, match=r"there is .* for the same volume; keep one"):
+        quiet(root)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full(SHAPE, 5, np.uint8), "holds values other than 0, 1, 2 and one of 3 and 4"),
+        (np.full(SHAPE, 0.5, np.float32), "holds values other than"),
+        (np.full(SHAPE, np.nan, np.float32), "holds values other than"),
+        (np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 5, "one of 3 and 4"),
+        (np.zeros((13, 11, 8), np.uint8), "differs from .*seg.nii in size or orientation"),
+        (np.zeros((13, 11, 9, 2), np.uint8), "declares 13×11×9×2 voxels"),
+        (np.zeros(SHAPE, np.complex64), "holds complex64 from byte 352, and only plain numbers"),
+    ],
+)
+def test_segmentations_that_are_refused(tmp_path, values, message):
+    root = tree_2020(tmp_path, 2)
+    tampered(root, "BraTS20_Training_002_seg.nii", values)
+    with pytest.raises(ShardError, match=message) as caught:
+        quiet(root)
+    assert "BraTS20_Training_002" in str(caught.value)
+
+
+def test_images_that_are_refused(tmp_path):
+    root = tree_2020(tmp_path, 2)
+    for values, message in [
+        (np.zeros(SHAPE, np.int16), "holds only 0"),
+        (np.full(SHAPE, np.inf, np.float32), "not finite"),
+    ]:
+        tampered(root, "BraTS20_Training_002_t1ce.nii", values)
+        with pytest.raises(ShardError, match=f"BraTS20_Training_002_t1ce.nii: holds .*{message.split()[-1]}"):
+            quiet(root).records[-1].load()
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_damaged_files_are_named(tmp_path, suffix):
+    path = volume(tmp_path / f"a{suffix}", scan(1)[1]["t1"])
+    whole = path.read_bytes()
+    damaged = [whole[:size] for size in np.linspace(0, len(whole) - 9, 25).astype(int)]
+    if suffix == ".nii.gz":
+        damaged += [bytes([*whole[:i], whole[i] ^ 4, *whole[i + 1 :]]) for i in range(30, len(whole), 97)]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(ShardError) as caught:
+            list(Volume.open(path).slices())
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_what_a_header_declares_is_bounded_before_it_is_read(tmp_path):
+    """A gzip of 2 GB of zeros behind a header that declares them, and behind one that puts the data after them."""
+    header = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), OFFICIAL).header
+    for change, message in [
+        (lambda raw: raw["dim"].__setitem__(slice(0, 4), (3, 2048, 2048, 2048)), "declares 2048×2048×2048 voxels"),
+        (lambda raw: raw["dim"].__setitem__(slice(0, 4), (3, 32767, 1, 1)), "three sides of at most 2048"),
+        (lambda raw: raw.__setitem__("vox_offset", 1e9), "from byte 1000000000"),
+        (lambda raw: raw.__setitem__("vox_offset", -1e9), "from byte|is not a NIfTI-1"),
+        (lambda raw: raw.__setitem__("sizeof_hdr", 540), "goes on after its header's last voxel"),
+        (lambda raw: raw.__setitem__("datatype", 999), "is not a NIfTI-1 file"),
+        (lambda raw: raw.__setitem__("magic", b"ni1"), "only plain numbers are read"),
+    ]:
+        raw = header.structarr.copy()
+        raw["magic"], raw["vox_offset"] = b"n+1", 352
+        change(raw)
+        path = tmp_path / "bomb_seg.nii.gz"
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(raw.tobytes())
+            for _ in range(40):
+                file.write(bytes(1 << 20))
+        tracemalloc.start()
+        with pytest.raises(ShardError, match=message):
+            list(Volume.open(path).slices())
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+        tracemalloc.stop()
+
+
+def test_without_the_extra_the_error_says_what_to_install(tmp_path):
+    tree_2020(tmp_path, 1)
+    code = """
+        import sys
+        sys.modules["nibabel"] = None
+        from egal_shards.sources import brats
+        brats(sys.argv[1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "NIfTI files need an extra: pip install 'egal-bench[nifti]'" in done.stderr.splitlines()[-1]

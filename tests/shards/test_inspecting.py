@@ -1,0 +1,136 @@
+"""What is said of a set, against pandas; what is drawn of it, against where the ROI is known to lie."""
+
+import numpy as np
+import pytest
+
+from egal_shards import ShardError, ShardSet, Split, pack
+from egal_shards.inspecting import QUANTILES, contact_sheet, save_contact_sheet, summarise
+from egal_shards.records import Raw, Record, Source
+from shards.shard_sets import source
+
+TILE, TOP, LEFT = 224, 32, 8
+YELLOW = np.array([255, 210, 0], np.uint8)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed") / "set"
+    pack(source(36), folder, size=24, progress=False)
+    return ShardSet(folder)
+
+
+def one_box(folder, box, dtype=np.uint8, size=56, height=56, width=56):
+    """A set of two black images with one box each."""
+
+    def load():
+        return Raw(np.zeros((height, width), dtype), None, (box,))
+
+    records = [Record(f"k{i}", "a", f"g{i}", "f.png", load) for i in range(2)]
+    pack(
+        Source("one", ("a",), records, {}),
+        folder,
+        size=size,
+        split=Split(0.5, 0),
+        dtype=np.dtype(dtype).name,
+        progress=False,
+    )
+    return ShardSet(folder)
+
+
+def outlined(sheet, column=0):
+    """Rows and columns of a tile that are outlined."""
+    left = LEFT + column * (TILE + LEFT)
+    tile = np.asarray(sheet)[TOP : TOP + TILE, left : left + TILE]
+    return np.nonzero((tile == YELLOW).all(axis=2))
+
+
+def test_summary_is_what_pandas_says(mixed):
+    frame = mixed.index()
+    found = summarise(mixed)
+    assert list(found) == [*mixed.classes, ""]
+    for name, row in found.items():
+        rows = frame if not name else frame[frame.label == mixed.classes.index(name)]
+        marked = rows[rows.roi_area > 0]
+        assert (row.samples, row.groups, row.with_roi) == (len(rows), rows.group.nunique(), len(marked))
+        assert row.splits == {"pool": (rows.split == "pool").sum(), "test": (rows.split == "test").sum()}
+        np.testing.assert_allclose(row.roi_area, marked.roi_area.quantile(list(QUANTILES)) / 24**2 * 100)
+
+
+def test_a_class_without_roi_has_no_areas(tmp_path):
+    def load():
+        return Raw(np.zeros((9, 9), np.uint8), None)
+
+    records = [Record(f"k{i}", "a", f"g{i}", "f.png", load) for i in range(2)]
+    pack(Source("none", ("a",), records, {}), tmp_path / "set", size=8, split=Split(0.5, 0), progress=False)
+    shards = ShardSet(tmp_path / "set")
+    assert summarise(shards)["a"].roi_area is None
+    assert outlined(contact_sheet(shards))[0].size == 0
+
+
+def test_the_outline_lies_where_the_box_is(tmp_path):
+    """Neither axis flipped nor exchanged, and at the scale of the image: 4 pixels of the tile are one of the sample."""
+    sheet = contact_sheet(one_box(tmp_path / "set", (4.0, 30.0, 12.0, 50.0)))
+    for column in (0, 1):
+        rows, columns = outlined(sheet, column)
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (120, 199, 16, 47)
+        assert len(rows) == 2 * (200 - 120) + 2 * (48 - 16) - 4  # the border alone
+
+
+def test_the_outline_follows_the_letterbox(tmp_path):
+    """56×28 (w×h) pixels fill the middle half of the square."""
+    sheet = contact_sheet(one_box(tmp_path / "set", (0.0, 0.0, 56.0, 28.0), height=28))
+    rows, columns = outlined(sheet)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (56, 167, 0, 223)
+
+
+def test_16_bit_images_are_stretched(tmp_path):
+    def load():
+        image = np.full((56, 56), 300, np.uint16)
+        image[:, 28:] = 1300
+        return Raw(image, None)
+
+    records = [Record(f"k{i}", "a", f"g{i}", "f.png", load) for i in range(2)]
+    pack(
+        Source("deep", ("a",), records, {}),
+        tmp_path / "set",
+        size=56,
+        dtype="uint16",
+        split=Split(0.5, 0),
+        progress=False,
+    )
+    tile = np.asarray(contact_sheet(ShardSet(tmp_path / "set")))[TOP : TOP + TILE, LEFT : LEFT + TILE]
+    assert (tile[:, :80] == 0).all()
+    assert (tile[:, -80:] == 255).all()
+
+
+def test_the_draw_is_seeded_and_takes_samples_with_roi_first(mixed):
+    def picture(**how):
+        return np.asarray(contact_sheet(mixed, **how)).tobytes()
+
+    assert picture(samples=3, seed=1) == picture(samples=3, seed=1) != picture(samples=3, seed=2)
+    for name, row in summarise(mixed).items():
+        if name:
+            assert row.with_roi >= 3
+    sheet = contact_sheet(mixed, samples=3)
+    assert all(outlined(sheet, column)[0].size for column in range(3))
+    assert sheet.size == (LEFT + 3 * (TILE + LEFT), TOP + 3 * (TILE + TOP + LEFT))
+
+
+@pytest.mark.parametrize("samples", [0, -1, 401])
+def test_numbers_of_samples_that_make_no_picture(mixed, samples):
+    with pytest.raises(ShardError, match=f"samples {samples} is not between 1 and 400"):
+        contact_sheet(mixed, samples)
+
+
+def test_a_picture_has_bounds(mixed):
+    assert contact_sheet(mixed, samples=200).size == (LEFT + 200 * (TILE + LEFT), TOP + 2 * (TILE + TOP + LEFT))
+
+
+def test_the_picture_is_written_whole_or_not_at_all(mixed, tmp_path):
+    save_contact_sheet(mixed, tmp_path / "sheet.png", 2, 0)
+    assert (tmp_path / "sheet.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(ShardError, match=r"absent/sheet.png: No such file"):
+        save_contact_sheet(mixed, tmp_path / "absent" / "sheet.png", 2, 0)
+    with pytest.raises(ShardError):
+        save_contact_sheet(mixed, tmp_path / "other.png", 0, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
