@@ -198,7 +198,7 @@ def test_pack(benchmark, tmp_path):
     """6334 JPEG files, against PIL's decoding and resizing alone in as many threads."""
     if not SIIM.is_dir():
         pytest.skip("siim_covid19_256 is not beside this checkout (looked in ../shared/data)")
-    made = siim(SIIM)
+    made = siim(SIIM, meta="labels.csv")
     files = sorted(SIIM.rglob("*.jpg"))
     assert len(files) == len(made.records)
 

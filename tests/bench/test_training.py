@@ -243,3 +243,15 @@ def test_early_stop_keeps_the_weights_of_least_held_out_nll_and_ends_after_ten_c
     assert (best > 12) == (sense == "learnable")
     for name, value in final.items():
         assert torch.equal(value, states[best][name]), name
+
+
+def test_16_bits_are_moved_and_flipped_as_8_are():
+    eight = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32)).astype(np.uint8))
+    sixteen = torch.from_numpy(257 * eight.numpy().astype(np.uint16))
+    labels, rows = torch.zeros(6, dtype=torch.int64), np.arange(6)
+    of_eight, of_sixteen = (
+        augmented(Samples(images, labels, None), rows, np.random.default_rng(1)).images for images in (eight, sixteen)
+    )
+    assert of_sixteen.dtype == torch.uint16
+    assert not torch.equal(of_eight, eight)
+    assert np.array_equal(of_sixteen.numpy(), 257 * of_eight.numpy().astype(np.uint16))
