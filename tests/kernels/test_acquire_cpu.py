@@ -1,6 +1,7 @@
 """The CPU backend against the reference and against per-pixel loops in binary64; its threads and its output buffers."""
 
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -373,6 +374,19 @@ except ValueError as error:
     warned, refused = run.stdout.splitlines()
     assert warned.count("Numba is not installed") == 1
     assert refused.startswith("backend: 'cpu' needs Numba")
+
+
+def test_half_precision_needs_no_instruction_of_the_cpu(tmp_path):
+    """Numba told to compile for any processor of the family, as for one without conversions of halves."""
+    script = """
+import torch
+from egal_kernels import acquire, pack_roi
+features, roi = torch.arange(8.0).reshape(1, 2, 2, 2).half(), pack_roi(torch.ones(1, 4, 4, dtype=torch.bool))
+print(acquire(features, torch.tensor([[1.0, 0.0], [0.0, 2.0]]), None, roi, backend="cpu").logits.tolist())
+"""
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", script], env=os.environ | plain, capture_output=True, text=True)
+    assert run.stdout.strip() == "[[1.5, 11.0]]", run.stderr
 
 
 def test_a_forked_child_computes_too():

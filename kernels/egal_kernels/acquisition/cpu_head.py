@@ -37,15 +37,26 @@ def _to_float(typing, x):
 
 
 def _floats(builder, x, stored, lanes=None):
-    """LLVM instructions for `widen`, of a scalar or of a vector of `lanes`."""
-    shape = (lambda scalar: ir.VectorType(scalar, lanes)) if lanes else (lambda scalar: scalar)
+    """LLVM instructions for `widen`, of a scalar or of a vector of `lanes`.
+
+    Halves are widened by arithmetic: LLVM's own conversion calls a library that is not there on CPUs without one.
+    """
     if stored == types.float32:
         return x
-    if stored == types.int16:
-        return builder.fpext(builder.bitcast(x, shape(ir.HalfType())), shape(ir.FloatType()))
-    wide = builder.zext(x, shape(ir.IntType(32)))  # a bfloat16 is the upper half of a float32
-    sixteen = ir.Constant(wide.type, [16] * lanes if lanes else 16)
-    return builder.bitcast(builder.shl(wide, sixteen), shape(ir.FloatType()))
+    shape = (lambda scalar: ir.VectorType(scalar, lanes)) if lanes else (lambda scalar: scalar)
+    ints, floats = shape(ir.IntType(32)), shape(ir.FloatType())
+    every = (lambda value, type_: ir.Constant(type_, [value] * lanes)) if lanes else lambda value, type_: type_(value)
+    wide = builder.zext(x, ints)
+    if stored == types.uint16:  # a bfloat16 is the upper half of a float32
+        return builder.bitcast(builder.shl(wide, every(16, ints)), floats)
+    magnitude = builder.shl(builder.and_(wide, every(0x7FFF, ints)), every(13, ints))
+    sign = builder.shl(builder.and_(wide, every(0x8000, ints)), every(16, ints))
+    # exponents differ by 112, subnormals included; one of all ones, infinity or NaN, stays all ones
+    scaled = builder.fmul(builder.bitcast(magnitude, floats), every(2.0**112, floats))
+    special = builder.icmp_unsigned(">=", magnitude, every(0x0F800000, ints))
+    ones = builder.or_(magnitude, every(0x7F800000, ints))
+    bits = builder.select(special, ones, builder.bitcast(scaled, ints))
+    return builder.bitcast(builder.or_(bits, sign), floats)
 
 
 @intrinsic(prefer_literal=True)

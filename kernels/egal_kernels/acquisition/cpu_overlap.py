@@ -222,32 +222,33 @@ def _count(rows, axis, words, below, critical, state, ends):
     return intersection, area
 
 
+@jit
+def moments(bits):
+    """Σ 1 and Σ p over the set bits p of a word, summed in fields of 2, 4 and 8 bits, as a popcount is."""
+    odd = np.uint32((bits >> _1) & _55)
+    count = np.uint32((bits & _55) + odd)
+    high = np.uint32((count >> _2) & _33)
+    place = np.uint32((odd & _33) + ((odd >> _2) & _33) + (high << _1))
+    count = np.uint32((count & _33) + high)
+    high = np.uint32((count >> _4) & _0F)
+    place = np.uint32((place & _0F) + ((place >> _4) & _0F) + (high << _2))
+    count = np.uint32((count & _0F) + high)
+    ones = np.uint32(np.uint32(count * _01) >> _24)
+    positions = np.uint32(np.uint32(place * _01) >> _24) + np.uint32(np.uint32(count * _0123) >> _24) * _8
+    return np.int32(ones), np.int32(positions)
+
+
 @njit(nogil=True, error_model="numpy", fastmath={"reassoc"})  # lets the sum be vectorised
 def _moment(rows, axis, pieces, words, left, right):
-    """Σ v·ROI over columns [left, right).
-
-    On a piece v is affine in the bit position p, so that Σ 1 and Σ p over the set bits of a word suffice. Both are
-    summed in fields of 2, 4 and 8 bits, as a popcount is.
-    """
+    """Σ v·ROI over columns [left, right): on a piece v is affine in the bit position, so `moments` suffice."""
     total = 0.0
     for q in range(pieces.word.size):
         a = rows[axis.source[pieces.interval[q]], left:right]
         b = rows[min(axis.source[pieces.interval[q]] + 1, rows.shape[0] - 1), left:right]
         word, mask, t0, slope = words[pieces.word[q], left:right], pieces.mask[q], pieces.t0[q], pieces.slope[q]
         for x in range(a.size):
-            bits = np.uint32(word[x] & mask)
-            odd = np.uint32((bits >> _1) & _55)
-            count = np.uint32((bits & _55) + odd)
-            high = np.uint32((count >> _2) & _33)
-            place = np.uint32((odd & _33) + ((odd >> _2) & _33) + (high << _1))
-            count = np.uint32((count & _33) + high)
-            high = np.uint32((count >> _4) & _0F)
-            place = np.uint32((place & _0F) + ((place >> _4) & _0F) + (high << _2))
-            count = np.uint32((count & _0F) + high)
-            ones = np.uint32(np.uint32(count * _01) >> _24)
-            positions = np.uint32(np.uint32(place * _01) >> _24) + np.uint32(np.uint32(count * _0123) >> _24) * _8
-            t = t0 * np.int32(ones) + slope * np.int32(positions)
-            total += np.float64(a[x]) * np.int32(ones) + np.float64(b[x] - a[x]) * t
+            ones, positions = moments(np.uint32(word[x] & mask))
+            total += np.float64(a[x]) * ones + np.float64(b[x] - a[x]) * (t0 * ones + slope * positions)
     return total
 
 

@@ -11,9 +11,7 @@ import numpy as np
 from numba import njit
 
 from egal_kernels.acquisition.cpu_head import FAST, project, widen
-
-_1, _2, _4, _8, _24 = map(np.uint32, (1, 2, 4, 8, 24))  # uint32 with uint32: Numba widens what meets an int to 64 bits
-_55, _33, _0F, _01, _0123 = map(np.uint32, (0x55555555, 0x33333333, 0x0F0F0F0F, 0x01010101, 0x00010203))
+from egal_kernels.acquisition.cpu_overlap import moments
 
 jit = njit(nogil=True, error_model="numpy")
 kernel = njit(nogil=True, cache=True, error_model="numpy")
@@ -35,26 +33,10 @@ def _words(bits, words):
         for k in range(bits.shape[1]):
             words[k, x] = bits[x, k]
             some |= bits[x, k]
-            area += np.int64(_moments(bits[x, k])[0])
+            area += np.int64(moments(bits[x, k])[0])
         if some:
             left, right = min(left, x), x + 1
     return area, left, right
-
-
-@jit
-def _moments(bits):
-    """Σ 1 and Σ p over the set bits p of a word, summed in fields of 2, 4 and 8 bits, as a popcount is."""
-    odd = np.uint32((bits >> _1) & _55)
-    count = np.uint32((bits & _55) + odd)
-    high = np.uint32((count >> _2) & _33)
-    place = np.uint32((odd & _33) + ((odd >> _2) & _33) + (high << _1))
-    count = np.uint32((count & _33) + high)
-    high = np.uint32((count >> _4) & _0F)
-    place = np.uint32((place & _0F) + ((place >> _4) & _0F) + (high << _2))
-    count = np.uint32((count & _0F) + high)
-    ones = np.uint32(np.uint32(count * _01) >> _24)
-    positions = np.uint32(np.uint32(place * _01) >> _24) + np.uint32(np.uint32(count * _0123) >> _24) * _8
-    return np.int32(ones), np.int32(positions)
 
 
 @jit
@@ -67,7 +49,7 @@ def _gather(words, left, right, columns, axis, pieces, along_y, inside):
         a, b = along_y[i, left:right], along_y[min(i + 1, h - 1), left:right]
         word, mask, t0, slope = words[pieces.word[q], left:right], pieces.mask[q], pieces.t0[q], pieces.slope[q]
         for x in range(word.size):
-            ones, positions = _moments(np.uint32(word[x] & mask))
+            ones, positions = moments(np.uint32(word[x] & mask))
             t = t0 * ones + slope * positions
             a[x] += ones - t
             b[x] += t
