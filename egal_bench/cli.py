@@ -86,11 +86,8 @@ def compare(*, preset: str | None, config: Path | None, as_json: bool, shards: l
 
 def _from_config() -> Callable[..., None]:
     """`compare` with a flag for each field of Config, its help and default read off the field."""
-    from egal_bench.config import PRESETS, Config, flag_of
-
-    def option(name: str, kind: Any, *declaration: str, **how: Any) -> inspect.Parameter:
-        annotation = Annotated[kind, typer.Option(*declaration, **how)]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    from egal_bench.cli_flags import Json, config_options, option
+    from egal_bench.config import PRESETS, Config
 
     none = "[default: none"
     parameters = [
@@ -100,17 +97,9 @@ def _from_config() -> Callable[..., None]:
         ),
         option("preset", str | None, "--preset", help=f"start from {' | '.join(PRESETS)}  {none}, phantom: quick]"),
         option("config", Path | None, "--config", help=f"YAML file, `flag: value` lines; flags override it  {none}]"),
+        *config_options(name for name in Config.model_fields if name != "shards"),
+        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json),
     ]  # fmt: skip
-    for name, field in Config.model_fields.items():
-        if name != "shards":
-            default = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
-            text = f"{field.description}  [default: {'none' if default is None else default}]"
-            if field.annotation is bool:
-                pair = f"{flag_of(name)}/--no-{flag_of(name)[2:]}"
-                parameters.append(option(name, bool | None, pair, help=text.replace("False]", "no]")))
-            else:
-                parameters.append(option(name, str | None, flag_of(name), help=text, metavar="VALUE"))
-    parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json))
 
     def command(**values: Any) -> None:
         compare(**values)
@@ -118,6 +107,15 @@ def _from_config() -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = compare.__doc__
     return command
+
+
+def _profile(argv: list[str]) -> Callable[..., None]:
+    """`profile`, with its flags only where it is called."""
+    if argv[:1] != ["profile"]:
+        return _without_flags("Measure the throughput of acquisition, stage by stage, against the forward pass alone.")
+    from egal_bench.cli_profile import profile_command
+
+    return profile_command()
 
 
 def _app(argv: list[str]) -> typer.Typer:
@@ -129,16 +127,17 @@ def _app(argv: list[str]) -> typer.Typer:
     app.command()(verify)
     app.command("inspect")(inspect_)
     # flags that come from the sources and from Config, whose libraries take longer to load than --help may
-    app.command("pack")(pack_command(argv[1:]) if argv[:1] == ["pack"] else _without_flags(pack))
-    app.command("compare")(_from_config() if argv[:1] == ["compare"] else _without_flags(compare))
+    app.command("pack")(pack_command(argv[1:]) if argv[:1] == ["pack"] else _without_flags(pack.__doc__))
+    app.command("compare")(_from_config() if argv[:1] == ["compare"] else _without_flags(compare.__doc__))
+    app.command("profile")(_profile(argv))
     app.command("list")(list_)
     return app
 
 
-def _without_flags(command: Callable[..., None]) -> Callable[[], None]:
+def _without_flags(text: str | None) -> Callable[[], None]:
     def stub() -> None: ...
 
-    stub.__doc__ = command.__doc__
+    stub.__doc__ = text
     return stub
 
 

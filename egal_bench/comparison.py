@@ -15,7 +15,8 @@ import pandas as pd
 import yaml
 
 from egal_bench.config import Config
-from egal_bench.dataset import Dataset, open_dataset
+from egal_bench.dataset import Dataset, open_dataset, phantom_set
+from egal_bench.devices import chosen_device
 from egal_bench.environment import environment
 from egal_bench.errors import BenchError, Interrupted, unknown
 from egal_bench.processes import run_all
@@ -26,15 +27,12 @@ from egal_bench.run import Task
 from egal_bench.statistics import summarise
 from egal_bench.strategies import find
 from egal_kernels.conventions import CONVENTIONS
-from egal_shards import Manifest, pack
-from egal_shards.sources import phantom
 from egal_shards.threads import cores
 from egal_shards.urls import set_name, shown
 
 if TYPE_CHECKING:
     from egal_bench.model import Network
 
-PHANTOM_SIZE = 48  # pixels a side, unless --size says otherwise
 FROZEN_SEED = 0  # a frozen trunk without weights is the same for every seed, so that its features are computed once
 
 
@@ -60,9 +58,9 @@ def compare(config: Config) -> Comparison:
     if config.explain_convention not in CONVENTIONS:
         raise unknown("convention", config.explain_convention, CONVENTIONS)
     out = _folder(config)
-    datasets = [open_dataset(path) for path in config.shards or [_phantom(config, out)]]
+    datasets = [open_dataset(path) for path in config.shards or [phantom_set(config, out)]]
     _check(datasets, config)
-    device = _device(config)
+    device = chosen_device(config.device)
     config = config.model_copy(update={"precision": _precision(config, datasets[0], out, device)})
     tasks = _tasks(config, datasets, out, device)
     _describe(out, config, datasets, device)
@@ -101,21 +99,6 @@ def _folder(config: Config) -> Path:
     return out
 
 
-def _phantom(config: Config, out: Path) -> str:
-    """Path of the phantom's shard set below `out`, packed unless it is there with the same dials."""
-    source = phantom(
-        config.phantom, samples=config.phantom_samples, size=config.size or PHANTOM_SIZE, shortcut=config.shortcut,
-        roi_area=config.roi_area, roi_noise=config.roi_noise,
-    )  # fmt: skip
-    path = out / "shards" / f"phantom-{config.phantom}"
-    if path.is_dir():
-        if Manifest.read(path).made["source"] == source.made:
-            return str(path)
-        shutil.rmtree(path)
-    pack(source, path, size=config.size or PHANTOM_SIZE)
-    return str(path)
-
-
 def _check(datasets: Sequence[Dataset], config: Config) -> None:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
@@ -143,11 +126,7 @@ def _tasks(config: Config, datasets: Sequence[Dataset], out: Path, device: str) 
     state, digest = weights.load(config.weights, config.backbone)
     tasks = []
     for dataset in datasets:
-        image = dataset.shards.manifest.image
-        network = model.build(
-            config.backbone, dataset.classes, image_channels=image.channels, image_size=image.size,
-            size=config.size, seed=FROZEN_SEED, weights=state,
-        )  # fmt: skip
+        network = model.of_config(config, dataset, FROZEN_SEED, state)
         folder = None
         if config.regime == "frozen":
             folder = _features(config, dataset, network, digest, out, device)
@@ -190,41 +169,21 @@ def _describe(out: Path, config: Config, datasets: Sequence[Dataset], device: st
     (out / "environment.json").write_text(json.dumps(environment(datasets, device, config.precision), indent=2) + "\n")
 
 
-def _device(config: Config) -> str:
-    import torch
-
-    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if config.device == "auto":
-        return next(name for name, there in usable.items() if there)
-    if not usable[config.device]:
-        raise BenchError(f"--device {config.device}: this machine has none; use auto or cpu")
-    return config.device
-
-
 def _precision(config: Config, dataset: Dataset, out: Path, device: str) -> str:
     """The trunk's: as configured, else that of the comparison in `out` on this kind of device, else the faster one."""
-    if config.precision != "auto":
-        return config.precision
     try:
         found = json.loads((out / "environment.json").read_text())
     except (OSError, ValueError):  # none yet
         found = {}
-    if found.get("device") == device and found.get("precision") in ("float32", "bfloat16"):
+    if (
+        config.precision == "auto"
+        and found.get("device") == device
+        and found.get("precision") in ("float32", "bfloat16")
+    ):
         return found["precision"]
-    import torch
+    from egal_bench import precision
 
-    from egal_bench import model, precision
-
-    if not precision.native(device):
-        return "float32"
-    image = dataset.shards.manifest.image
-    network = model.build(
-        config.backbone, dataset.classes, image_channels=image.channels, image_size=image.size, size=config.size,
-        seed=FROZEN_SEED,
-    )  # fmt: skip
-    network.eval().to(device)
-    shape = (precision.IMAGES[device], image.channels, image.size, image.size)
-    return precision.faster(network.features, torch.zeros(shape, dtype=torch.uint8, device=device))
+    return precision.chosen(config, dataset, device)
 
 
 def _workers(config: Config, device: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 from egal_bench import __version__
 from egal_bench.dataset import Dataset
+from egal_shards.threads import cores
 
 PACKAGES = ("torch", "triton", "timm", "numpy", "scipy", "scikit-learn", "numba", "pandas", "pyarrow", "webdataset")
 
@@ -32,6 +33,22 @@ def environment(datasets: Iterable[Dataset], device: str, precision: str) -> dic
         "device": device,
         "precision": precision,
         "datasets": {dataset.name: {"manifest_sha256": dataset.shards.manifest.sha256} for dataset in datasets},
+    }
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What a measured rate depends on: {"device": model, "driver": its version, "versions": …, "commit": …}."""
+    import torch
+
+    on_gpu = device == "cuda" and torch.cuda.is_available()
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else f"{_cpu()}, {cores()} cores",
+        "driver": driver.read_text().splitlines()[0] if on_gpu and driver.is_file() else platform.release(),
+        "versions": {"egal-bench": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES}
+        | {"cuda": torch.version.cuda or torch.version.hip},
+        "commit": _commit(),
     }
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError, brief, unknown
 
 SMALL_CNN = "small-cnn"
@@ -38,15 +40,28 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Feature maps [B, C, h, w] of images uint8 or uint16 [B, 1 or 3, H, W]; grey is repeated over the channels."""
+        return self.trunk(self.prepared(images))
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """The trunk's input, float32 [B, in_channels, H, W] in channels_last: resized, repeated, normalised."""
         x = images.float() / torch.iinfo(images.dtype).max
         if self.size and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
         x = (x.expand(-1, self.mean.shape[1], -1, -1) - self.mean) / self.std
-        return self.trunk(x.contiguous(memory_format=torch.channels_last))
+        return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images uint8 or uint16 [B, 1 or 3, H, W]."""
         return self.head(self.features(images).mean((2, 3)))
+
+
+def of_config(config: Config, dataset: Dataset, seed: int, weights: dict[str, Tensor] | None = None) -> Network:
+    """The Network that a comparison configures for the images of `dataset`; see `build`."""
+    image = dataset.shards.manifest.image
+    return build(
+        config.backbone, dataset.classes, image_channels=image.channels, image_size=image.size, size=config.size,
+        seed=seed, weights=weights,
+    )  # fmt: skip
 
 
 def build(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
@@ -32,7 +33,7 @@ Step = Callable[[Tensor, PackedRoi], dict[str, Tensor]]  # images and ROIs of B 
 
 def score(
     network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str,
-    *, overlap: bool, features: bool = False, folder: Path | None = None,
+    *, overlap: bool, features: bool = False, folder: Path | None = None, batch: int | None = None,
 ) -> Scores:  # fmt: skip
     """Scores of the samples at `positions`, by `network` in evaluation mode; memory does not grow with their images.
 
@@ -41,7 +42,7 @@ def score(
 
     Args:
         overlap: with the Grad-CAM's overlap with the ROIs. features: with the pooled features, memory-mapped.
-        folder: on the disk that is to hold the numbers; None: a temporary one.
+        folder: on the disk that is to hold the numbers; None: a temporary one. batch: as of `over`.
 
     Raises:
         BenchError: a sample's numbers are not finite, naming it; one image exceeds the memory; the disk is full.
@@ -50,21 +51,30 @@ def score(
     if folder is not None:
         folder = folder / _identity(network, dataset, positions, config, device, f"{overlap} {features}")
     spool = Spool(len(positions), folder, "scores")
-
-    def step(images: Tensor, roi: PackedRoi) -> dict[str, Tensor]:
-        with autocast(device, config.precision):
-            maps = network.features(images)
-        pooled = maps.mean((2, 3), dtype=torch.float32)
-        found = (
-            {"rows": as_rows(explained(network, maps, roi, config))} if overlap else {"logits": network.head(pooled)}
-        )
-        return found | ({"features": pooled} if features else {})
-
     soft = config.overlap == "soft"
-    for found in over(dataset, positions[spool.done :], step, device):
+    step = scorer(network, config, device, overlap=overlap, features=features)
+    for found in over(dataset, positions[spool.done :], step, device, batch):
         check_finite(of_columns(found, soft=soft), positions[spool.done :], dataset.named)
         spool.append(found)
     return of_columns(spool.columns(), soft=soft)
+
+
+def scorer(network: Network, config: Config, device: str, *, overlap: bool, features: bool = False) -> Step:
+    """What `score` computes of a batch: `rows` (see scores.as_rows) or `logits`, and the pooled `features`."""
+
+    def step(images: Tensor, roi: PackedRoi) -> dict[str, Tensor]:
+        with record_function("forward"), autocast(device, config.precision):
+            maps = network.features(images)
+        found: dict[str, Tensor] = {}
+        if overlap:
+            with record_function("explanation"):
+                found["rows"] = as_rows(explained(network, maps, roi, config))
+        if features or not overlap:
+            pooled = maps.mean((2, 3), dtype=torch.float32)
+            found |= ({} if overlap else {"logits": network.head(pooled)}) | ({"features": pooled} if features else {})
+        return found
+
+    return step
 
 
 def explained(network: Network, maps: Tensor, roi: PackedRoi, config: Config) -> Acquisition:
@@ -77,16 +87,21 @@ def explained(network: Network, maps: Tensor, roi: PackedRoi, config: Config) ->
     return measure(found.features, None, None, roi, alpha=found.alpha, logits=found.logits)
 
 
-def over(dataset: Dataset, positions: np.ndarray, step: Step, device: str) -> Iterator[dict[str, np.ndarray]]:
+def over(
+    dataset: Dataset, positions: np.ndarray, step: Step, device: str, batch: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """step(images, roi) of consecutive batches of the samples at `positions`, as arrays, in their order.
+
+    Args:
+        batch: images in one; None: BATCH, or CUDA_BATCH on a GPU.
 
     While `step` runs, threads read, check and decode the next batches. To CUDA these travel on a stream of their own,
     and the host waits for the results of a batch only when LAG more are under way. Where the device's memory does not
     suffice, batches are halved, which is said, and the pass goes on.
     """
-    batch = CUDA_BATCH if device == "cuda" else BATCH
+    size = batch or (CUDA_BATCH if device == "cuda" else BATCH)
     waiting: deque[tuple[dict[str, Tensor], torch.cuda.Event | None]] = deque()
-    for found in _steps(dataset, positions, step, device, batch):
+    for found in _steps(dataset, positions, step, device, size):
         waiting.append(_sent(found))
         if waiting[-1][1] is None or len(waiting) > LAG:
             yield _arrived(*waiting.popleft())

@@ -9,6 +9,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
+from egal_bench.model import of_config
+
 GAIN = 1.25  # times faster, or it is not worth the digits
 ROUNDS = 4  # timings of each; the first warms up
 IMAGES = {"cpu": 2, "cuda": 64}  # to time it on
@@ -24,6 +28,17 @@ def native(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "AVX2")
+
+
+def chosen(config: Config, dataset: Dataset, device: str) -> str:
+    """The trunk's precision: the configured one; for "auto" the faster one, found on a network as configured."""
+    if config.precision != "auto":
+        return config.precision
+    if not native(device):
+        return "float32"
+    network, image = of_config(config, dataset, seed=0).eval().to(device), dataset.shards.manifest.image
+    shape = (IMAGES[device], image.channels, image.size, image.size)
+    return faster(network.features, torch.zeros(shape, dtype=torch.uint8, device=device))
 
 
 @torch.inference_mode()
