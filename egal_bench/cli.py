@@ -12,13 +12,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from egal_bench.cli_flags import Json, config_options, option
 from egal_bench.cli_inspect import inspect as inspect_
 from egal_bench.cli_pack import pack, pack_command
 from egal_bench.errors import BenchError, Interrupted, unknown
 from egal_shards.errors import ShardError
 from egal_shards.urls import redacted, shown
 
-Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is the result as one JSON object")]
 LISTS = ("strategies", "sources", "backbones", "conventions")
 
 
@@ -75,8 +75,7 @@ def compare(*, preset: str | None, config: Path | None, as_json: bool, shards: l
     done = carry_out(settings)
     from rich.console import Console
 
-    console = Console()
-    console.print(summary_table(done.summary), width=console.width if console.is_terminal else 100)
+    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(done.summary))
     print(f"Tables and learning_curves.png: {done.out} ({done.seconds:.0f} s)")
     if as_json:
         columns = ["accuracy", "macro_auc", "aubc", "labels", "masks"]
@@ -86,7 +85,6 @@ def compare(*, preset: str | None, config: Path | None, as_json: bool, shards: l
 
 def _from_config() -> Callable[..., None]:
     """`compare` with a flag for each field of Config, its help and default read off the field."""
-    from egal_bench.cli_flags import Json, config_options, option
     from egal_bench.config import PRESETS, Config
 
     none = "[default: none"
@@ -147,6 +145,8 @@ def main() -> NoReturn:
     debug = len(argv) < len(sys.argv) - 1
     try:
         status = _app(argv)(argv, standalone_mode=False)
+        if status == 130:  # what typer makes of Ctrl-C
+            _fail("interrupted", 130)
     except (KeyboardInterrupt, typer.Abort):
         status = _fail("interrupted", 130)
     except Exception as error:  # the last place where one can be turned into a line

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from egal_bench.config import Config, flag_of
-
 Json = Annotated[bool, typer.Option("--json", help="the last line of stdout is the result as one JSON object")]
 
 
@@ -21,6 +19,8 @@ def option(name: str, kind: Any, *declaration: str, default: Any = None, **how: 
 
 def config_options(fields: Iterable[str], defaults: Mapping[str, str] | None = None) -> list[inspect.Parameter]:
     """A flag for each of these fields of Config, None unless given; help says `defaults`, or else the field's."""
+    from egal_bench.config import Config, flag_of
+
     found = []
     for name in fields:
         field = Config.model_fields[name]

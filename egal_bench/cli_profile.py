@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Option as Flag
@@ -14,6 +16,10 @@ from typer import Option as Flag
 from egal_bench.cli_flags import Json, config_options
 from egal_bench.errors import BenchError
 
+if TYPE_CHECKING:
+    from rich.console import Group
+
+OF_PASS = "as a pool pass: 32, on a GPU 256"
 FIELDS = (
     "backbone", "weights", "size", "precision", "device", "threads", "explain_convention", "threshold", "overlap",
     "lambda_", "empty_roi", "phantom", "phantom_samples",
@@ -25,9 +31,11 @@ def profile(
     *,
     shards: Annotated[str | None, typer.Argument(help="shard set, folder or URL; none: the built-in phantom")] = None,
     batch_size: Annotated[
-        str, Flag(help="images in a batch, or `auto`: the fastest, found by timing", metavar="N")
-    ] = "32",
-    samples: Annotated[int, Flag(help="images in each timed run, rounded to whole batches")] = 128,
+        str | None, Flag(help=f"images in a batch, or `auto`: the fastest  [default: {OF_PASS}]", metavar="N")
+    ] = None,
+    samples: Annotated[
+        int | None, Flag(help="images in each timed run, whole batches  [default: as take the network about 1 s]")
+    ] = None,
     rounds: Annotated[int, Flag(help="timed runs of each stage, all stages taking turns")] = 10,
     peers: Annotated[
         bool, Flag("--peers", help="also the installed peers: pytorch-grad-cam, torch-cam, MONAI, captum")
@@ -47,10 +55,9 @@ def profile(
         return
     batch = _batch(batch_size)
     for name, value in (("--samples", samples), ("--rounds", rounds)):
-        if value < 1:
+        if value is not None and value < 1:
             raise BenchError(f"{name} {value}: at least 1")
-    from rich.console import Console
-
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of the trace: it reports each missing GPU as an error
     from egal_bench import profile as module
     from egal_bench.config import resolve
     from egal_bench.profile_report import as_json as result
@@ -64,30 +71,32 @@ def profile(
     )
     picture = done.path.with_suffix(".png")
     draw_stages(done, picture)
-    console = Console()
-    console.print(stage_table(done), width=console.width if console.is_terminal else 120)
+    _show(stage_table(done))
     print(f"Table: {done.path}\nPicture: {picture}" + (f"\nTrace: {trace} (open in ui.perfetto.dev)" if trace else ""))
     if as_json:
         print(json.dumps(result(done)))
 
 
 def _compare(old: Path, new: Path, as_json: bool) -> None:
-    from rich.console import Console
-
     from egal_bench.measurements import load
     from egal_bench.profile_changes import changes, changes_table
 
     found = changes(load(old), load(new))
-    console = Console()
-    console.print(changes_table(found), width=console.width if console.is_terminal else 120)
+    _show(changes_table(found))
     if as_json:
         print(json.dumps({"changes": found.rows.to_dict("records"), "different": found.different}))
 
 
-def _batch(text: str) -> int | None:
-    """None for `auto`."""
-    if text == "auto":
-        return None
+def _show(table: Group) -> None:
+    """Print it as wide as the terminal; to a file, wide enough for all columns."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def _batch(text: str | None) -> int | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
     if not text.isdecimal() or not int(text):
         raise BenchError(f"--batch-size {text}: a number of images, or auto")
     return int(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from egal_bench.environment import hardware
 from egal_bench.errors import BenchError
+from egal_bench.files import whole
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 i64, f64, text = pa.int64(), pa.float64(), pa.string()
@@ -48,12 +48,8 @@ def write(path: Path, rows: Sequence[dict[str, Any]], device: str) -> None:
     where = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "device": here["device"]}
     where |= {"driver": here["driver"], "versions": json.dumps(here["versions"]), "commit": here["commit"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as temporary:
         pq.write_table(pa.Table.from_pylist([where | one for one in rows], SCHEMA), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> pd.DataFrame:

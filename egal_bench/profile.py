@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from egal_bench import measurements, model, precision, weights
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset, open_dataset, phantom_set
 from egal_bench.devices import chosen_device
+from egal_bench.errors import BenchError, unknown
+from egal_bench.files import whole
 from egal_bench.measuring import interleaved, paired_ratio
 from egal_bench.model import Network
-from egal_bench.pool_pass import score, scorer
+from egal_bench.pool_pass import BATCH, CUDA_BATCH, Step, score, scorer
 from egal_bench.profile_peers import Peer, peers
-from egal_bench.profile_stages import Resident, Stage, first_pass, roofs, stages
+from egal_bench.profile_stages import Resident, Stage, roofs, stages
 from egal_bench.progress import console, counted
+from egal_kernels import PackedRoi
+from egal_kernels.conventions import CONVENTIONS
 
 SEED = 0  # of which samples, and of the order in which stages take turns
 BATCHES = (8, 16, 32, 64, 128, 256, 512)  # that `auto` tries, as long as each is faster than the last
 GAIN = 1.02  # a larger batch has to be faster by this factor
+SECONDS = 1.0  # of one timed run of the network, unless `samples` says how long it is
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`rows` of the table (see measurements.SCHEMA); `forward_share`: of the pass, of scoring, with their intervals."""
+    """`rows` of the table at `path` (see measurements.SCHEMA), and the measured `roofs`, bytes or FLOP a second."""
 
     rows: list[dict[str, Any]]
     peers: dict[str, Peer]
@@ -41,14 +48,20 @@ class Profile:
 
 
 def profile(
-    config: Config, out: Path, *, batch: int | None, samples: int, rounds: int, with_peers: bool, trace: Path | None
+    config: Config, out: Path, *, batch: int | Literal["auto"] | None, samples: int | None, rounds: int,
+    with_peers: bool, trace: Path | None,
 ) -> Profile:  # fmt: skip
     """Measure a pool pass of `config`'s first shard set (none: the phantom) and write it to a new file in `out`.
 
     Args:
-        batch: images in one; None: the fastest. samples: images in each timed run, a few batches.
+        batch: images in one; "auto": the fastest; None: as many as a pool pass takes.
+        samples: images in each timed run; None: as many as the network takes SECONDS for, at least two batches.
         rounds: timed runs of each stage, in turns. with_peers: other libraries' too. trace: file of a Chrome trace.
     """
+    if config.explain_convention not in CONVENTIONS:
+        raise unknown("convention", config.explain_convention, CONVENTIONS)
+    for folder in (out, *([trace.parent] if trace else [])):
+        _check_writable(folder)
     config = config.model_copy(update={"device": chosen_device(config.device)})
     torch.set_num_threads(config.threads)
     dataset = open_dataset(config.shards[0] if config.shards else phantom_set(config, out))
@@ -56,13 +69,26 @@ def profile(
     state, _ = weights.load(config.weights, config.backbone)
     network = model.of_config(config, dataset, SEED, state).eval().to(config.device)
     order = np.random.default_rng(SEED).permutation(dataset.pool)
-    if batch is None:
-        batch = best_batch(network, dataset, order, config)
-    positions = order[: max(samples // batch, 1) * batch]
+    step = scorer(network, config, config.device, overlap=True)
+    size = best_batch(step, dataset, order, config.device) if batch == "auto" else batch
+    size = size or min(CUDA_BATCH if config.device == "cuda" else BATCH, len(order))
+    _check_fits("--batch-size", size, order)
+    try:
+        positions = order[: _samples(step, dataset, order, size, samples, config.device)]
+        return _measured(network, dataset, positions, config, out, size, rounds, with_peers, trace)
+    except torch.OutOfMemoryError:
+        raise BenchError(f"--batch-size {size}: more than the memory of {config.device} holds; lower it") from None
+
+
+def _measured(
+    network: Network, dataset: Dataset, positions: np.ndarray, config: Config, out: Path, batch: int, rounds: int,
+    with_peers: bool, trace: Path | None,
+) -> Profile:  # fmt: skip
+    peak = _peak_mb(
+        lambda: score(network, dataset, positions, config, config.device, overlap=True, batch=batch), config.device
+    )
     there = Resident.of(network, dataset, positions, config, batch)
-    found = stages(network, dataset, there, config, batch)
-    found["first pass"] = first_pass(network, dataset, positions, config, batch)
-    bounds = roofs(config)
+    found, bounds = stages(network, dataset, there, config, batch), roofs(config)
     runs = {name: stage.run for name, stage in found.items()} | {name: run for name, (run, _) in bounds.items()}
     with counted("stages", rounds * len(runs)) as advance:
         seconds = interleaved(runs, rounds, np.random.default_rng(SEED), advance)
@@ -71,8 +97,7 @@ def profile(
     compared = peers(network, there.images[0], there.rois[0], config) if with_peers else {}
     rows += _peer_rows(network, there, config, compared, rounds)
     if trace:
-        _trace(lambda: score(network, dataset, positions, config, config.device, overlap=True, batch=batch), trace)
-    peak = _peak_mb(config.device)
+        _trace({name: found[name].run for name in ("pass", "acquisition")}, trace)
     about = {
         "dataset": dataset.name, "backbone": config.backbone, "batch": batch, "precision": config.precision,
         "size": network.size or dataset.shards.manifest.image.size, "threads": config.threads, "peak_mb": peak,
@@ -83,31 +108,46 @@ def profile(
     return Profile(rows, compared, path, config, batch, rates)
 
 
-def best_batch(network: Network, dataset: Dataset, order: np.ndarray, config: Config) -> int:
+def best_batch(step: Step, dataset: Dataset, order: np.ndarray, device: str) -> int:
     """The batch of BATCHES that scores most images a second on the device: they grow while it pays, or fits."""
-    step, best, fastest = scorer(network, config, config.device, overlap=True), BATCHES[0], 0.0
+    best, fastest = min(BATCHES[0], len(order)), 0.0
     for size in BATCHES:
         if size > len(order):
             break
         try:
-            seconds = _of_a_batch(network, dataset, order[:size], config, step)
+            rate = size / _seconds_of_a_batch(step, dataset, order[:size], device, rounds=5)
         except torch.OutOfMemoryError:
             break
-        if size / seconds < fastest * GAIN:
+        console.print(f"--batch-size auto: {size} images in a batch, {rate:.4g} a second")
+        if rate < fastest * GAIN:
             break
-        best, fastest = size, size / seconds
-    console.print(f"--batch-size auto: {best} images, {fastest:.4g} a second")
+        best, fastest = size, rate
     return best
 
 
-def _of_a_batch(network: Network, dataset: Dataset, positions: np.ndarray, config: Config, step: Callable) -> float:
-    there = Resident.of(network, dataset, positions, config, len(positions))
+def _samples(
+    step: Step, dataset: Dataset, order: np.ndarray, batch: int, wanted: int | None, device: str
+) -> int:  # fmt: skip
+    """Images in a timed run, whole batches of the pool."""
+    if wanted is not None:
+        _check_fits("--samples", wanted, order)
+        return max(wanted // batch, 1) * batch
+    lasting = SECONDS / _seconds_of_a_batch(step, dataset, order[:batch], device, rounds=1)
+    return min(max(round(lasting), 2), len(order) // batch) * batch
 
+
+def _seconds_of_a_batch(step: Step, dataset: Dataset, positions: np.ndarray, device: str, rounds: int) -> float:
+    (batch,) = dataset.shards.batches(positions, len(positions), device)
+    run = _scoring(step, batch.images, PackedRoi(batch.roi, dataset.shards.manifest.image.size))
+    return float(np.median(interleaved({"": run}, rounds, np.random.default_rng(SEED))[""]))
+
+
+def _scoring(step: Step, images: torch.Tensor, roi: PackedRoi) -> Callable[[], object]:
     @torch.inference_mode()
-    def run() -> None:
-        step(there.images[0], there.rois[0])["rows"].cpu()  # waits for the device
+    def run() -> torch.Tensor:
+        return step(images, roi)["rows"].cpu()  # waits for the device
 
-    return float(np.median(interleaved({"": run}, 5, np.random.default_rng(SEED))[""]))
+    return run
 
 
 def _row(name: str, stage: Stage, seconds: dict[str, np.ndarray], samples: int, roofs: dict[str, float]) -> dict:
@@ -128,39 +168,52 @@ def _peer_rows(
     timed = {name: peer.run for name, peer in found.items() if not peer.why}
     if not timed:
         return []
-    step = scorer(network, config, config.device, overlap=True)
-
-    @torch.inference_mode()
-    def ours() -> None:
-        step(there.images[0], there.rois[0])["rows"].cpu()
-
-    runs = {"ours": ours, **{name: _waited(run) for name, run in timed.items()}}
+    images, roi = there.images[0], there.rois[0]
+    runs = {"ours": _scoring(scorer(network, config, config.device, overlap=True), images, roi), **timed}
     with counted("peers", rounds * len(runs)) as advance:
         seconds = interleaved(runs, rounds, np.random.default_rng(SEED), advance)
-    size = len(there.images[0])
-    return [measurements.row("profile: peers", name, size, seconds[name]) for name in runs]
+    return [measurements.row("profile: peers", name, len(images), seconds[name]) for name in runs]
 
 
-def _waited(run: Callable[[], torch.Tensor]) -> Callable[[], object]:
-    return lambda: run().cpu()
-
-
-def _trace(run: Callable[[], object], path: Path) -> None:
-    """Write what all threads do in one run, as chrome://tracing and Perfetto read it."""
+def _trace(runs: Mapping[str, Callable[[], object]], path: Path) -> None:
+    """Write what all threads do in these runs, one after another, as chrome://tracing and Perfetto read it."""
     from torch._C._profiler import _ExperimentalConfig
 
     with torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as recorded:
-        run()
-    recorded.export_chrome_trace(str(path))
+        for name, run in runs.items():
+            with record_function(name):
+                run()
+    with whole(path) as temporary:
+        recorded.export_chrome_trace(str(temporary))
 
 
-def _peak_mb(device: str) -> float | None:
-    """Of the GPU's memory, or of this process."""
+def _peak_mb(run: Callable[[], object], device: str) -> float | None:
+    """Most memory in use during `run`, MB: allocated on the GPU, or of this whole process; None where unknown."""
     if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        run()
         return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status")  # not getrusage, whose peak includes that of the parent process
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if os.access(reset, os.W_OK):
+        reset.write_text("5")  # the peak begins anew
+    run()
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
     return int(found[1]) * 1024 / 1e6 if found else None
+
+
+def _check_writable(folder: Path) -> None:
+    """Before minutes are spent on what could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder}: {error.strerror}; choose another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise BenchError(f"{folder}: not writable; choose another folder")
+
+
+def _check_fits(flag: str, wanted: int, pool: np.ndarray) -> None:
+    if wanted > len(pool):
+        raise BenchError(f"{flag} {wanted}: the pool has {len(pool)} samples; lower it")
 
 
 def _plain(name: str) -> str:

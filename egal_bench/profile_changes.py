@@ -16,12 +16,13 @@ from egal_bench.errors import BenchError
 from egal_bench.measurements import KEY
 from egal_bench.measuring import ratio_of_medians
 
+MIN_RUNS = 5  # an interval of fewer says little
 WHERE = ("device", "driver", "commit", "threads")  # what two profiles may differ in
 
 
 @dataclass(frozen=True)
 class Changes:
-    """`rows`: KEY, rates `old` and `new` (samples a second), `ratio` new/old with its interval `low`, `high`.
+    """`rows`: KEY, rates `old`, `new` (samples a second), `ratio` new/old with its interval `low`, `high`, `verdict`.
 
     `different`: where the two were measured, {name: [old, new]}. `alone`: how many rows only one of them has.
     """
@@ -29,6 +30,13 @@ class Changes:
     rows: pd.DataFrame
     different: dict[str, list[str | None]]
     alone: int
+
+
+def verdict(low: float, high: float, runs: int) -> str:
+    """Of an interval of new/old, from as many `runs` as the profile with fewer has."""
+    if runs < MIN_RUNS:
+        return "too few runs"
+    return "faster" if low > 1 else "slower" if high < 1 else "same"
 
 
 def changes(old: pd.DataFrame, new: pd.DataFrame) -> Changes:
@@ -46,24 +54,24 @@ def changes(old: pd.DataFrame, new: pd.DataFrame) -> Changes:
         before, after = (row["samples_" + one] / np.asarray(row["seconds_" + one]) for one in ("old", "new"))
         ratio, low, high = ratio_of_medians(after, before)
         kept = {name: None if pd.isna(row[name]) else row[name] for name in KEY}
-        rows.append(
-            kept | {"old": np.median(before), "new": np.median(after), "ratio": ratio, "low": low, "high": high}
-        )
+        rows.append(kept | {
+            "old": np.median(before), "new": np.median(after), "ratio": ratio, "low": low, "high": high,
+            "verdict": verdict(low, high, min(len(before), len(after))),
+        })  # fmt: skip
     return Changes(pd.DataFrame(rows), _different(old, new), len(old) + len(new) - 2 * len(both))
 
 
 def changes_table(found: Changes) -> Group:
-    """A rich table of the Changes; a row whose interval excludes 1 says in which direction."""
+    """A rich table of the Changes; the verdict is that of its interval."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in ("benchmark", "case", "stage"):
         table.add_column(name)
     for name in ("old, a second", "new", "new/old, 95 %", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows.to_dict("records"):
-        verdict = "faster" if row["low"] > 1 else "slower" if row["high"] < 1 else "same"
         interval = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         rates = (f"{row[name]:,.4g}" for name in ("old", "new"))
-        table.add_row(row["benchmark"], row["case"], row["stage"], *rates, interval, verdict)
+        table.add_row(row["benchmark"], row["case"], row["stage"], *rates, interval, row["verdict"])
     lines = [f"{name} differs: {old} → {new}" for name, (old, new) in found.different.items()]
     if found.alone:
         lines.append(f"{found.alone} rows are in one of the two only: left out.")

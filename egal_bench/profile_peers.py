@@ -1,27 +1,43 @@
-"""The same numbers by other libraries, each as its documentation uses it on a batch: by a full backward pass."""
+"""The same numbers by other libraries, each as its documentation uses it on a batch."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from egal_bench.config import Config
+from egal_bench.errors import brief
 from egal_bench.model import Network
 from egal_bench.pool_pass import explained
 from egal_bench.precision import autocast
 from egal_kernels import PackedRoi
 
-TOLERANCE = {
-    "float32": 0.005,
-    "bfloat16": 0.02,
-}  # of the mean |difference of Dice|: one pixel at the edge moves it by 1e-4
+# of the mean |difference of Dice|: one pixel at the edge moves it by 1e-4
+TOLERANCE = {"float32": 0.005, "bfloat16": 0.02}
+
+MapOf = Callable[[Tensor], Tensor]  # inputs [B, C, H, W] → CAMs [B, H, W], 0 to 1
+
+
+@dataclass(frozen=True)
+class Library:
+    """A peer: its `module`, the `convention` of `acquire` that it follows, and what `map_of(model, classes)` builds.
+
+    `same`: given the trunk's precision and channels_last; else float32 and PyTorch's default, as documented.
+    `dice(hit, mask)`: Dice [B] of two bool [B, H, W].
+    """
+
+    module: str
+    convention: str
+    map_of: Callable[[nn.Sequential, Tensor], MapOf]
+    dice: Callable[[Tensor, Tensor], Tensor]
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,55 +56,78 @@ class Peer:
 def peers(network: Network, images: Tensor, roi: PackedRoi, config: Config) -> dict[str, Peer]:
     """The installed peers on one batch on the device, by name; each compared with `acquire` in its own convention.
 
-    As documented they run in float32 and PyTorch's default memory format. "(same precision)" is pytorch-grad-cam with
-    the trunk's precision and channels_last. MONAI and captum, which have to be told the class, get it for nothing.
+    MONAI and captum, which have to be told the class, get it for nothing.
     """
-    found = {}
-    for name, (module, convention, precision, build) in PEERS.items():
-        if importlib.util.find_spec(module) is None:
-            found[name] = Peer(lambda: torch.empty(0), why="not installed: pip install 'egal-bench[peers]'")
-            continue
-        own = precision or config.precision
-        used = config.model_copy(update={"explain_convention": convention, "precision": own})
-        layout = torch.contiguous_format if precision else torch.channels_last
-        copy = deepcopy(network).to(memory_format=layout)
-        whole = nn.Sequential(copy.trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), copy.head).eval()
-        with torch.inference_mode(), autocast(config.device, own):
-            maps = network.features(images)
-        with torch.inference_mode():
-            ours = explained(network, maps, roi, used)
-        map_of = build(whole, ours.predicted.clone())
-        run = partial(_dice, map_of, copy, images, roi.unpack(torch.bool), used, layout)
-        found[name] = _compared(run, ours.dice(), ours.cam_area > 0, own)
-    return found
+    return {name: _peer(library, network, images, roi, config) for name, library in LIBRARIES.items()}
 
 
-def _dice(
-    map_of: Callable[[Tensor], Tensor], network: Network, images: Tensor, mask: Tensor, config: Config,
-    layout: torch.memory_format,
-) -> Tensor:  # fmt: skip
-    inputs = network.prepared(images).contiguous(memory_format=layout)
-    with autocast(config.device, config.precision):
-        cam = map_of(inputs)
-    cam = (
-        F.interpolate(cam[:, None].float(), mask.shape[1:], mode="bilinear")[:, 0]
-        if cam.shape[1:] != mask.shape[1:]
-        else cam
-    )
-    hit = cam.to(mask.device) >= config.threshold
+def _peer(library: Library, network: Network, images: Tensor, roi: PackedRoi, config: Config) -> Peer:
+    if importlib.util.find_spec(library.module) is None:
+        return Peer(lambda: torch.empty(0), why="not installed: pip install 'egal-bench[peers]'")
+    precision = config.precision if library.same else "float32"
+    used = config.model_copy(update={"explain_convention": library.convention, "precision": precision})
+    layout = torch.channels_last if library.same else torch.contiguous_format
+    copy = deepcopy(network).to(memory_format=layout)
+    trunk = _Trunk(copy.trunk, config.device, precision)
+    whole = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), copy.head).eval()
+    with torch.inference_mode(), autocast(config.device, precision):
+        maps = network.features(images)
+    with torch.inference_mode():
+        ours = explained(network, maps, roi, used)
+    map_of = library.map_of(whole, ours.predicted.clone())
+    mask = roi.unpack(torch.bool)
+
+    def run() -> Tensor:
+        inputs = copy.prepared(images).contiguous(memory_format=layout)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a library says of its hooks is not for this program's user
+            cam = map_of(inputs)
+        if cam.shape[1:] != mask.shape[1:]:
+            cam = F.interpolate(cam[:, None], mask.shape[1:], mode="bilinear")[:, 0]
+        return library.dice(cam.to(mask.device) >= config.threshold, mask).cpu()
+
+    try:
+        return agreeing(run, ours.dice().cpu(), (ours.cam_area > 0).cpu(), TOLERANCE[precision])
+    except Exception as error:  # of code that is not ours, and no reason to lose the profile
+        return Peer(run, why=f"failed with {type(error).__name__}: {brief(error)}")
+
+
+class _Trunk(nn.Module):
+    """A trunk in its precision, its map in float32: pytorch-grad-cam takes no bfloat16."""
+
+    def __init__(self, trunk: nn.Module, device: str, precision: str) -> None:
+        super().__init__()
+        self.trunk, self.device, self.precision = trunk, device, precision
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.trunk(inputs).float()
+
+
+def agreeing(run: Callable[[], Tensor], ours: Tensor, sure: Tensor, tolerance: float) -> Peer:
+    """The Peer of `run`, refused unless its mean |Dice − ours| is within the tolerance; ours: float [B], NaN unknown.
+
+    Args:
+        sure: bool [B], samples whose map is not constant, which libraries treat in ways of their own.
+    """
+    theirs = run()
+    known = sure & ~ours.isnan()
+    if not (ours[known] > 0).any():
+        return Peer(run, why="no Grad-CAM of the batch meets an ROI: nothing to compare")
+    difference = float((theirs - ours)[known].abs().mean())
+    agrees = difference <= tolerance  # False of NaN
+    return Peer(run, difference, "" if agrees else f"differs from ours by a mean |ΔDice| of {difference:.3f}")
+
+
+def _dice(hit: Tensor, mask: Tensor) -> Tensor:
     return 2 * (hit & mask).sum((1, 2)) / (hit.sum((1, 2)) + mask.sum((1, 2)))
 
 
-def _compared(run: Callable[[], Tensor], ours: Tensor, sure: Tensor, precision: str) -> Peer:
-    """`sure`: samples whose map is not constant, which libraries treat in ways of their own."""
-    theirs = run()
-    known = sure & ~ours.isnan()
-    if not known.any():
-        return Peer(run, why="no sample of the batch has both an ROI and a Grad-CAM to compare")
-    difference = float((theirs - ours)[known].abs().mean())
-    wrong = difference > TOLERANCE[precision]
-    why = f"its Dice differs from ours by {difference:.3f} in the mean: not the same computation" if wrong else ""
-    return Peer(run, difference, why)
+def _dice_helper(hit: Tensor, mask: Tensor) -> Tensor:
+    from monai.metrics import DiceHelper
+
+    helper = DiceHelper(include_background=True, reduction="none", get_not_nans=False)
+    return helper(hit[:, None], mask[:, None])[:, 0]
 
 
 def _min_max(cam: Tensor) -> Tensor:
@@ -96,14 +135,14 @@ def _min_max(cam: Tensor) -> Tensor:
     return (cam - low) / (high - low)
 
 
-def _pytorch_grad_cam(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Tensor]:
+def _pytorch_grad_cam(whole: nn.Sequential, predicted: Tensor) -> MapOf:
     from pytorch_grad_cam import GradCAM
 
     cam = GradCAM(model=whole, target_layers=[whole[0]])
     return lambda inputs: torch.from_numpy(cam(input_tensor=inputs, targets=None))  # None: the predicted class
 
 
-def _torchcam(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Tensor]:
+def _torchcam(whole: nn.Sequential, predicted: Tensor) -> MapOf:
     from torchcam.methods import GradCAM
 
     def run(inputs: Tensor) -> Tensor:
@@ -115,7 +154,7 @@ def _torchcam(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Ten
     return run
 
 
-def _monai(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Tensor]:
+def _monai(whole: nn.Sequential, predicted: Tensor) -> MapOf:
     """A batch shares one class there: so a batch for each class that was predicted."""
     from monai.transforms import ScaleIntensity
     from monai.visualize import GradCAM
@@ -132,7 +171,7 @@ def _monai(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Tensor
     return run
 
 
-def _captum(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Tensor]:
+def _captum(whole: nn.Sequential, predicted: Tensor) -> MapOf:
     from captum.attr import LayerAttribution, LayerGradCam
 
     cam = LayerGradCam(whole, whole[0])
@@ -144,11 +183,10 @@ def _captum(whole: nn.Sequential, predicted: Tensor) -> Callable[[Tensor], Tenso
     return run
 
 
-# name → (module, convention, precision and default memory format or None: the trunk's, map [B, H, W] of inputs)
-PEERS = {
-    "pytorch-grad-cam": ("pytorch_grad_cam", "grad-cam", "float32", _pytorch_grad_cam),
-    "pytorch-grad-cam (same precision)": ("pytorch_grad_cam", "grad-cam", None, _pytorch_grad_cam),
-    "torch-cam": ("torchcam", "torchcam", "float32", _torchcam),
-    "MONAI GradCAM": ("monai", "monai", "float32", _monai),
-    "captum LayerGradCam": ("captum", "captum", "float32", _captum),
+LIBRARIES = {
+    "pytorch-grad-cam": Library("pytorch_grad_cam", "grad-cam", _pytorch_grad_cam, _dice),
+    "pytorch-grad-cam (same precision)": Library("pytorch_grad_cam", "grad-cam", _pytorch_grad_cam, _dice, same=True),
+    "torch-cam": Library("torchcam", "torchcam", _torchcam, _dice),
+    "MONAI GradCAM, DiceHelper": Library("monai", "monai", _monai, _dice_helper),
+    "captum LayerGradCam": Library("captum", "captum", _captum, _dice),
 }

@@ -12,55 +12,53 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from egal_bench.files import whole
 from egal_bench.measuring import paired_ratio
 from egal_bench.profile import Profile
 from egal_bench.profile_stages import MEANING
 
 COLOURS = {"stage": "#0072b2", "whole": "#d55e00", "peer": "#999999"}
-WHOLE = ("forward", "scoring", "pass", "first pass")  # comparable with each other: each runs the network
+WHOLE = ("forward", "scoring", "pass")  # comparable with each other: each runs the network
 
 
 def stage_table(found: Profile) -> Group:
     """A rich table of the stages and peers, with what must be known to read it below."""
-    config = found.config
-    title = (
-        f"{found.rows[0]['dataset']}: {config.backbone}, {config.device}, {config.precision}, batches of {found.batch}"
-    )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=_title(found), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("stage", no_wrap=True)
     for name in ("images/s", "5–95 %", "MB/s", "of forward", "of roof"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("what it does")
     for row in _stages(found):
         roof = f"{100 * row['share_of_roof']:.0f} % {row['roof']}" if row["share_of_roof"] else ""
         table.add_row(
             row["stage"], _number(row["rate_q50"]), f"{_number(row['rate_q05'])}–{_number(row['rate_q95'])}",
             _number(row["mb_per_s"]) if row["mb_per_s"] else "", _times(row["share_of_forward"]), roof,
-            MEANING.get(row["stage"], "the pass of a process that reads the samples for the first time"),
         )  # fmt: skip
-    parts: list[Table | Text] = [table, Text(_reading(found))]
-    if found.peers:
-        parts += [_peer_table(found)]
-    return Group(*parts)
+    meaning = Table.grid(padding=(0, 2))
+    for name, text in MEANING.items():
+        meaning.add_row(f" {name}", text)
+    return Group(table, Text(_reading(found)), *([_peer_table(found)] if found.peers else []), "", meaning)
 
 
-def _peer_table(found: Profile) -> Table:
-    rows = {row["stage"]: row for row in _peers(found)}
-    table = Table(title="Peers, on one batch", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+def _peer_table(found: Profile) -> Group:
+    rows, notes = {row["stage"]: row for row in _peers(found)}, ["|ΔDice|: mean difference from ours."]
+    table = Table(
+        title=f"Peers, on one batch of {found.batch}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
+    )
     table.add_column("library", no_wrap=True)
-    for name in ("images/s", "ours is faster by", "mean |ΔDice|"):
+    for name in ("images/s", "ours is faster by", "|ΔDice|"):
         table.add_column(name, justify="right", no_wrap=True)
     if "ours" in rows:
         table.add_row("egal-bench", _number(rows["ours"]["rate_q50"]), "", "")
     for name, peer in found.peers.items():
         if peer.why:
-            table.add_row(name, "not timed", "", peer.why)
+            table.add_row(name, "", "not timed", "")
+            notes.append(f"{name}: {peer.why}.")
             continue
         middle, low, high = paired_ratio(_seconds(rows[name]), _seconds(rows["ours"]))
         table.add_row(
-            name, _number(rows[name]["rate_q50"]), f"{middle:.2f}× [{low:.2f}, {high:.2f}]", f"{peer.difference:.1e}"
+            name, _number(rows[name]["rate_q50"]), f"{middle:.2f}× [{low:.2f}, {high:.2f}]", f"{peer.difference:.1g}"
         )
-    return table
+    return Group(table, Text("\n".join(notes)))
 
 
 def _reading(found: Profile) -> str:
@@ -68,11 +66,13 @@ def _reading(found: Profile) -> str:
     lines = []
     for name in ("scoring", "pass"):
         middle, low, high = paired_ratio(_seconds(rows["forward"]), _seconds(rows[name]))
-        lines.append(f"{name} runs at {middle:.3f} [{low:.3f}, {high:.3f}] of the forward pass alone")
+        lines.append(f"{name}: {middle:.3f} [{low:.3f}, {high:.3f}] of the forward pass alone")
     roofs = f"memcpy {found.roofs['memcpy'] / 1e9:.1f} GB/s, GEMM {found.roofs['GEMM'] / 1e9:.0f} GFLOP/s"
+    memory = {"cuda": "GPU memory of a pass"}.get(found.config.device, "Memory of this process during a pass")
+    peak = found.rows[0]["peak_mb"]
     return (
-        f"{'; '.join(lines)} (median over rounds, 95 % interval).\n"
-        f"Roofs, measured in the same rounds: {roofs}. Peak memory: {found.rows[0]['peak_mb']:.0f} MB."
+        f"{'; '.join(lines)} (medians over rounds, 95 % intervals).\n"
+        f"Roofs, measured in the same rounds: {roofs}." + (f"\n{memory}: {peak:,.0f} MB at most." if peak else "")
     )
 
 
@@ -90,12 +90,12 @@ def draw_stages(found: Profile, path: Path) -> None:
         axis.annotate(f" {_number(rate)}", (rate + high, y), va="center", fontsize=9)
     axis.set_yticks(place, [row["stage"] for row in rows])
     axis.set(xscale="log", xlabel="images a second (log scale); orange: with the network's forward pass; grey: peers")
-    axis.set_xlim(right=axis.get_xlim()[1] * 3)
-    axis.set_title(
-        f"{found.config.backbone}, {found.rows[0]['size']}², {found.config.precision}, batches of {found.batch}"
-    )
+    axis.set_xlim(middle.min() / 4, axis.get_xlim()[1] * 3)
+    axis.set_ylim(-0.7, len(rows) - 0.3)
+    axis.set_title(_title(found), fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 def as_json(found: Profile) -> dict[str, Any]:
@@ -112,6 +112,14 @@ def as_json(found: Profile) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _title(found: Profile) -> str:
+    first, config = found.rows[0], found.config
+    return (
+        f"{first['dataset']}: {config.backbone} at {first['size']}², {config.device}, {config.precision}, "
+        f"batches of {found.batch}"
+    )
+
+
 def _stages(found: Profile) -> list[dict[str, Any]]:
     return [row for row in found.rows if row["benchmark"] == "profile"]
 
@@ -125,8 +133,9 @@ def _seconds(row: dict[str, Any]) -> np.ndarray:
 
 
 def _number(value: float) -> str:
-    """Three digits, thousands apart."""
-    return f"{float(f'{value:.3g}'):,.10g}"
+    """Three digits: 57.7, 11.3 k, 3.56 M."""
+    power = 0 if value < 999.5 else 1 if value < 999.5e3 else 2
+    return f"{float(f'{value / 1000**power:.3g}'):g}{('', ' k', ' M')[power]}"
 
 
 def _times(share: float) -> str:

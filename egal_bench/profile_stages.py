@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from egal_bench.precision import autocast
 from egal_bench.scores import Scores, as_rows
 from egal_bench.strategies import Pool, find
 from egal_kernels import PackedRoi
-from egal_shards import ShardSet
 from egal_shards.decoding import decode_span
 from egal_shards.transfer import Transfer
 
@@ -28,15 +27,15 @@ MEMCPY_BYTES = 64 << 20
 GEMM_SIDE = 1024
 
 MEANING = {
-    "read": "bytes of the samples from the shards' files",
-    "decode": "bytes to arrays, with SHA-256, ROI and json checked: the first reading",
-    "batches": "read and decode in threads, as the pass does again and again: 64-bit fingerprints checked",
-    "transfer": "images and ROIs to the device (CPU: handed over, not copied)",
-    "forward": "images on the device to logits: trunk and head",
-    "explanation": "feature maps and ROIs to logits, entropy and overlap counts: acquire",
-    "scoring": "images and ROIs on the device to scores: trunk and acquire",
+    "read": "samples' bytes from the shards' files (of the operating system's cache)",
+    "decode": "these bytes to arrays in one thread, SHA-256 checked: as where a process first reads them",
+    "batches": "read and decode to batches in threads, fingerprints checked: as in every later reading",
+    "transfer": "batches to the device; to the CPU they are handed over, not copied",
+    "forward": "images on the device to logits: trunk and head, without an explanation",
+    "explanation": "feature maps and ROIs to logits, entropy and overlap counts: `acquire` alone",
+    "scoring": "images and ROIs on the device to scores: trunk and `acquire`",
     "acquisition": "scores to ranked queries: entropy + λ·misalignment",
-    "pass": "all of it, from the shards' files to the table of scores",
+    "pass": "the pool pass: from the shards' files to the table of scores, stages overlapping",
 }
 
 
@@ -109,7 +108,8 @@ def stages(network: Network, dataset: Dataset, there: Resident, config: Config, 
         "decode": Stage(decode, read, read, "memcpy"),
         "batches": Stage(lambda: list(dataset.shards.batches(there.positions, batch)), read, read, "memcpy"),
         "transfer": Stage(
-            each(lambda one: transfer.receive(transfer.send((one.images, one.roi))), hosts), images + rois
+            each(lambda one: transfer.receive(transfer.send((one.images, one.roi))), hosts),
+            0 if device == "cpu" else images + rois,
         ),
         "forward": Stage(each(forward, there.images), images, flop, "GEMM"),
         "explanation": Stage(
@@ -123,16 +123,6 @@ def stages(network: Network, dataset: Dataset, there: Resident, config: Config, 
             read, flop, "GEMM",
         ),
     }  # fmt: skip
-
-
-def first_pass(network: Network, dataset: Dataset, positions: np.ndarray, config: Config, batch: int) -> Stage:
-    """The pass of a process that has not read these samples before."""
-
-    def run() -> None:
-        fresh = replace(dataset, shards=ShardSet(dataset.shards.where))
-        score(network, fresh, positions, config, config.device, overlap=True, batch=batch)
-
-    return Stage(run)
 
 
 def roofs(config: Config) -> dict[str, tuple[Callable[[], object], float]]:
