@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
+from egal_bench.devices import keep_freed_memory
 from egal_bench.errors import BenchError, brief, unknown
 
 SMALL_CNN = "small-cnn"
@@ -73,6 +74,7 @@ def build(
     Raises BenchError for a backbone unknown to timm (naming the nearest), one without a spatial feature map, or
     weights of another network.
     """
+    keep_freed_memory()
     with torch.random.fork_rng(devices=[]):  # initialisers draw from the global RNG: fenced in
         torch.manual_seed(seed)
         if backbone == SMALL_CNN:
