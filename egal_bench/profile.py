@@ -125,9 +125,7 @@ def best_batch(step: Step, dataset: Dataset, order: np.ndarray, device: str) -> 
     return best
 
 
-def _samples(
-    step: Step, dataset: Dataset, order: np.ndarray, batch: int, wanted: int | None, device: str
-) -> int:  # fmt: skip
+def _samples(step: Step, dataset: Dataset, order: np.ndarray, batch: int, wanted: int | None, device: str) -> int:
     """Images in a timed run, whole batches of the pool."""
     if wanted is not None:
         _check_fits("--samples", wanted, order)

@@ -74,7 +74,6 @@ def _peer(library: Library, network: Network, images: Tensor, roi: PackedRoi, co
         maps = network.features(images)
     with torch.inference_mode():
         ours = explained(network, maps, roi, used)
-    map_of = library.map_of(whole, ours.predicted.clone())
     mask = roi.unpack(torch.bool)
 
     def run() -> Tensor:
@@ -87,6 +86,7 @@ def _peer(library: Library, network: Network, images: Tensor, roi: PackedRoi, co
         return library.dice(cam.to(mask.device) >= config.threshold, mask).cpu()
 
     try:
+        map_of = library.map_of(whole, ours.predicted.clone())
         return agreeing(run, ours.dice().cpu(), (ours.cam_area > 0).cpu(), TOLERANCE[precision])
     except Exception as error:  # of code that is not ours, and no reason to lose the profile
         return Peer(run, why=f"failed with {type(error).__name__}: {brief(error)}")

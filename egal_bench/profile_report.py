@@ -18,6 +18,10 @@ from egal_bench.profile import Profile
 from egal_bench.profile_stages import MEANING
 
 COLOURS = {"stage": "#0072b2", "whole": "#d55e00", "peer": "#999999"}
+PEERS = (
+    "As documented: float32, PyTorch's default memory format. (same precision): the trunk's precision, channels_last.\n"
+    "|ΔDice|: mean difference from ours, computed in the library's precision and convention."
+)
 WHOLE = ("forward", "scoring", "pass")  # comparable with each other: each runs the network
 
 
@@ -40,7 +44,7 @@ def stage_table(found: Profile) -> Group:
 
 
 def _peer_table(found: Profile) -> Group:
-    rows, notes = {row["stage"]: row for row in _peers(found)}, ["|ΔDice|: mean difference from ours."]
+    rows, notes = {row["stage"]: row for row in _peers(found)}, [PEERS]
     table = Table(
         title=f"Peers, on one batch of {found.batch}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
     )
