@@ -34,7 +34,7 @@ def profile(
         str | None, Flag(help=f"images in a batch, or `auto`: the fastest  [default: {OF_PASS}]", metavar="N")
     ] = None,
     samples: Annotated[
-        int | None, Flag(help="images in each timed run, whole batches  [default: as take the network about 1 s]")
+        int | None, Flag(help="images in each timed run, whole batches  [default: about 1 s of the network]")
     ] = None,
     rounds: Annotated[int, Flag(help="timed runs of each stage, all stages taking turns")] = 10,
     peers: Annotated[
