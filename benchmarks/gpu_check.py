@@ -33,7 +33,7 @@ from triton.runtime.errors import OutOfResources
 from egal_kernels import PackedRoi, acquire, pack_roi
 from egal_kernels.acquisition import triton as backend
 from egal_kernels.acquisition import triton_head
-from egal_kernels.acquisition.triton import Tuning
+from egal_kernels.acquisition.triton_launch import Tuning
 from egal_kernels.conventions import CONVENTIONS
 
 TARGETS = {
@@ -158,7 +158,7 @@ AMD_LOADS = {"ushort": 2, "short_d16": 2, "short_d16_hi": 2, "dword": 4, "dwordx
 
 def _feature_loads(asm: str) -> Iterator[int]:
     """Bytes of each load that the line of source that loads features has become, by the assembly's debug lines."""
-    source, first = inspect.getsourcelines(triton_head._tile.fn)
+    source, first = inspect.getsourcelines(triton_head.load_tile.fn)
     line = first + next(i for i, text in enumerate(source) if "tl.load(features" in text)
     files = dict(re.findall(r'\.file\s+(\d+) .*?([\w.]+)"$', asm, re.MULTILINE))
     here = inline = False

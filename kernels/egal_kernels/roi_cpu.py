@@ -1,11 +1,12 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-untyped-calls
 """Numba kernel of `pack_roi` on the CPU."""
 
 import numpy as np
-from numba import njit
+
+from egal_kernels.caching import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def pack(mask, packed):
     """Eight rows at a time to a row of bytes: mask uint8 [B, H, W] into packed uint8 [B, W, ≥ H/8], zero beforehand."""
     batch, height, width = mask.shape

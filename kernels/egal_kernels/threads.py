@@ -1,48 +1,81 @@
-"""Threads of the CPU backends: each takes a range of the batch, or one sample after another.
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+"""The threads of a Numba kernel are PyTorch's own: its OpenMP team, entered from compiled code.
 
-The threads are Python's, torch.get_num_threads() of them, since the kernels hold no GIL: Numba's own threading layers
-abort when a process forks (OpenMP) or calls from two threads (workqueue), and their thread count is global state.
+After an operation of PyTorch that team spins for a while: it begins within microseconds, where other threads would wait
+for a core. Numba's own threading layers abort when a process forks (OpenMP) or calls from two threads (workqueue), and
+their thread count is global state.
 """
 
+import ctypes
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import pairwise
+from functools import cache
 
-import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LOADED_IN = os.getpid()
 
 
-def race(batch: int, part: Callable[[np.ndarray], object]) -> None:
-    """part(taken) in each of PyTorch's threads; `taken`, int64 [1], counts the samples that they have taken.
+def team(samples: int) -> tuple[int, int]:
+    """What `each_thread` takes: the entry of PyTorch's OpenMP, and how many of its threads should share the samples.
 
-    A core may be busy (OpenMP's workers spin for a while after each of PyTorch's own operations): a thread that has not
-    begun when the others are done is not waited for.
+    torch.get_num_threads() at most. One where PyTorch's OpenMP has no such entry (Windows), and in a forked child,
+    which has none of its parent's threads.
     """
-    taken = np.zeros(1, np.int64)
-    others = max(0, min(torch.get_num_threads(), batch) - 1)
-    waiting = [_pool(others).submit(part, taken) for _ in range(others)]
-    part(taken)
-    for future in waiting:
-        if not future.cancel():
-            future.result()
+    entry = _entry() if os.getpid() == LOADED_IN else 0
+    return entry, max(1, min(torch.get_num_threads(), samples)) if entry else 1
 
 
-def share(batch: int, part: Callable[[int, int], object]) -> None:
-    """part(start, stop) over [0, batch), a range for each of PyTorch's threads."""
-    threads = max(1, min(torch.get_num_threads(), batch))
-    cuts = [batch * i // threads for i in range(threads + 1)]
-    waiting = [_pool(threads - 1).submit(part, i, j) for i, j in pairwise(cuts[1:])]
-    part(0, cuts[1])
-    for future in waiting:
-        future.result()
+@cache
+def _entry() -> int:
+    """Address of GOMP_parallel in the OpenMP that PyTorch runs with, be it GNU's, LLVM's or Intel's; 0 without one."""
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError):
+        return 0
 
 
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "egal_kernels")
+@intrinsic
+def each_thread(typing, team, body, args):
+    """body(*args), which must not raise, in each thread of a `team`; returns when all have."""
+    signature = types.void(team, body, args)
+    callee = body.get_call_type(typing, args.types, {})
+
+    def generate(context, builder, signature, values):
+        team, _, packed = values
+        entry, threads = cgutils.unpack_tuple(builder, team)
+        kept = cgutils.alloca_once_value(builder, packed)
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        part = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [byte]), f"{builder.function.name}.part")
+        part.linkage = "internal"
+        inner = ir.IRBuilder(part.append_basic_block())
+        found = inner.load(inner.bitcast(part.args[0], kept.type))
+        compiled = body.dispatcher.get_compile_result(callee)
+        context.active_code_library.add_linking_library(compiled.library)
+        context.call_internal_no_propagate(inner, compiled.fndesc, callee, cgutils.unpack_tuple(inner, found))
+        inner.ret_void()
+        data = builder.bitcast(kept, byte)
+        with builder.if_else(builder.icmp_unsigned("==", threads, threads.type(1))) as (alone, together):
+            with alone:
+                builder.call(part, [data])
+            with together:
+                kind = ir.FunctionType(ir.VoidType(), [part.type, byte, word, word])
+                start = builder.inttoptr(entry, kind.as_pointer())
+                builder.call(start, [part, data, builder.trunc(threads, word), word(0)])
+        return context.get_dummy_value()
+
+    return signature, generate
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+@intrinsic
+def take(typing, taken):
+    """taken[0] += 1, atomically; returns what it was. taken: int64 [1]."""
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(taken), generate

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,10 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from egal_kernels import acquire, pack_roi, threads
 from egal_kernels.acquisition import cpu, cpu_head, cpu_overlap
 from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels.threads import each_thread, take, team
 from kernels.kernel_oracle import linear_head, truth
 
 COUNTS = ("intersection", "cam_area", "roi_area")
@@ -248,41 +251,40 @@ def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was():
             assert torch.equal(getattr(out, name), getattr(outs[0], name)), name
 
 
-def test_as_many_threads_as_pytorch_has(monkeypatch):
-    """Two threads: both must come. One: it is the caller's."""
-    seen, both, before = set(), threading.Barrier(2), torch.get_num_threads()
+@njit(error_model="numpy")
+def meet(arrived, looks, met, expected):
+    """Counts itself in and waits for the others, but not for ever."""
+    take(arrived)
+    while take(looks) < 1 << 28:
+        if arrived[0] == expected:
+            take(met)
+            return
 
-    def watched(*args, run=cpu.cpu_kernel.acquire):
-        seen.add(threading.get_ident())
-        if torch.get_num_threads() == 2:
-            both.wait(timeout=60)
-        run(*args)
 
-    monkeypatch.setattr(cpu.cpu_kernel, "acquire", watched)
+@njit(nogil=True)
+def gather(team, expected):
+    arrived, looks, met = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    each_thread(team, meet, (arrived, looks, met, np.int64(expected)))
+    return met[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_as_many_threads_as_pytorch_has(count):
+    """They meet, so they run at once; and no more come than there are samples."""
+    before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        acquire(*scenes(8), backend="cpu")
-        assert len(seen) == 2
-        seen.clear()
-        torch.set_num_threads(1)
-        acquire(*scenes(8), backend="cpu")
-        assert seen == {threading.get_ident()}
+        torch.set_num_threads(count)
+        assert gather(team(100), count) == count
+        assert gather(team(1), 1) == 1
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_thread_that_never_begins_is_not_waited_for(monkeypatch):
-    """A busy core: the pool's only thread is taken, and the caller does every sample itself."""
-    release, before = threading.Event(), torch.get_num_threads()
+def test_without_openmp_the_caller_does_it_all(monkeypatch):
     expected = acquire(*scenes(9), backend="cpu")
-    try:
-        torch.set_num_threads(2)
-        threads._pool(1).submit(release.wait, 60)
-        out = acquire(*scenes(9), backend="cpu")
-        assert not release.is_set()
-    finally:
-        release.set()
-        torch.set_num_threads(before)
+    monkeypatch.setattr(threads, "_entry", lambda: 0)
+    assert team(100) == (0, 1)
+    out = acquire(*scenes(9), backend="cpu")
     assert all(torch.equal(getattr(out, name), getattr(expected, name)) for name in vars(out))
 
 
@@ -374,6 +376,31 @@ except ValueError as error:
     warned, refused = run.stdout.splitlines()
     assert warned.count("Numba is not installed") == 1
     assert refused.startswith("backend: 'cpu' needs Numba")
+
+
+def test_a_kernel_is_compiled_again_when_another_source_of_the_package_changes(tmp_path):
+    package = shutil.copytree(Path(threads.__file__).parent, tmp_path / "egal_kernels",
+                              ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    script = """
+import torch
+from egal_kernels import pack_roi, roi_cpu
+pack_roi(torch.ones(1, 4, 4, dtype=torch.bool))
+print(roi_cpu.__file__, len(roi_cpu.pack.stats.cache_misses))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        file, misses = done.stdout.split()
+        assert Path(file).parent == package
+        return int(misses)
+
+    assert (run(), run()) == (1, 0)
+    with (package / "acquisition" / "cpu_head.py").open("a") as source:
+        source.write("# another\n")
+    assert run() == 1
 
 
 def test_half_precision_needs_no_instruction_of_the_cpu(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from egal_kernels import acquire, pack_roi
 from egal_kernels.acquisition import triton as backend
 from egal_kernels.acquisition.conventions import RECIPES
-from egal_kernels.acquisition.triton import Tuning
+from egal_kernels.acquisition.triton_launch import Tuning
 
 assert backend.INTERPRETED, "set TRITON_INTERPRET=1"
 torch.use_deterministic_algorithms(True)

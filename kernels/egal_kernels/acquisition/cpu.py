@@ -1,6 +1,7 @@
 """The CPU backend: what its Numba kernel takes and returns, as tensors."""
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from egal_kernels.acquisition.conventions import RECIPES, taps
 from egal_kernels.acquisition.cpu_overlap import Axis, Pieces
 from egal_kernels.acquisition.types import Acquisition
 from egal_kernels.roi import WORD, PackedRoi
-from egal_kernels.threads import race
+from egal_kernels.threads import team
 
 # float32 weights of a head that stays in a core's cache beside a sample. A larger one is a GEMM over the whole batch,
 # at the price of reading the features a second time.
@@ -54,8 +55,7 @@ def acquire(
     geometry = (h, w), axis_of(w, width), axis_of(h, height), pieces_of(h, height)
     bits = to_array(roi.bits, torch.int32).view(np.uint32)
     out = tuple(np.empty(batch, kind) for kind in OUT)
-    race(batch, lambda taken: cpu_kernel.acquire(taken, *samples, *head, bits, geometry, steps,
-                                                 np.float32(threshold), out))  # fmt: skip
+    cpu_kernel.acquire(team(batch), *samples, *head, bits, geometry, steps, np.float32(threshold), out)
     return Acquisition(*map(torch.from_numpy, (head[-1], *out)))
 
 
@@ -64,7 +64,7 @@ def _large_head(
 ) -> tuple[Tensor, Tensor]:
     """alpha [B, C] and logits [B, K], by a GEMM over the whole batch: its weights would not stay in a core's cache."""
     means = torch.empty(features.shape[:2])
-    race(len(means), lambda taken: cpu_head.pool(taken, *samples, means.numpy()))
+    cpu_head.pool(team(len(means)), *samples, means.numpy())
     weight = weight.float()
     logits = F.linear(means, weight, None if bias is None else bias.float())
     explained = logits.argmax(1) if classes is None else classes
@@ -96,14 +96,15 @@ def axis_of(n: int, size: int) -> Axis:
 
 @lru_cache(maxsize=64)
 def pieces_of(n: int, size: int) -> Pieces:
-    """[0, size) cut where the source point changes, where the clamp at the border ends, and at the ROI's words."""
+    """[0, size) cut where the source point changes, where the clamp at the border ends, every 32 rows from there."""
     axis = axis_of(n, size)
     clamped = max(0, -(-(size - n) // (2 * n)))  # rows y with (2·y + 1)·n < size have t = 0
-    cuts = np.unique([*axis.first, *range(0, size, WORD), min(clamped, size), size])
-    first, stop = cuts[:-1], cuts[1:]
+    cuts = np.unique([*axis.first, min(clamped, size), size])
+    first = np.concatenate([np.arange(*cut, WORD) for cut in pairwise(cuts)])
+    length = np.diff(first, append=size)
     interval = np.searchsorted(axis.first, first, side="right") - 1
-    word = first // WORD
-    mask = ((np.int64(1) << (stop - first)) - 1) << (first - word * WORD)
     inside = first >= clamped
-    t0 = ((2 * word * WORD + 1) * n - size) / (2 * size) - axis.source[interval]  # at bit 0 of the word
-    return Pieces(interval, word, mask.astype(np.uint32), np.where(inside, t0, 0), np.where(inside, n / size, 0))
+    t0 = ((2 * first + 1) * n - size) / (2 * size) - axis.source[interval]
+    masks = ((1 << length) - 1).astype(np.uint32)
+    return Pieces(interval, first // WORD, (first % WORD).astype(np.uint32), masks,
+                  np.where(inside, t0, 0), np.where(inside, n / size, 0))  # fmt: skip

@@ -7,16 +7,17 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from egal_kernels.threads_cpu import take
+from egal_kernels.caching import kernel
+from egal_kernels.threads import each_thread, take
 
 # Any order of a sum will do, NaN and infinity must survive: neither nnan nor ninf
 FAST = {"reassoc", "contract", "nsz"}
 jit = njit(nogil=True, fastmath=FAST, error_model="numpy")
-kernel = njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 
 
 MAPPED = 4  # classes whose maps are made at once
-CACHED = 1 << 12  # features of a block of channels, which stays in the L1 cache while every class takes its part of it
+CACHED = 1 << 10  # features of a block of channels, which stays in the L1 cache while every class takes its part of it
+AHEAD = 2 * CACHED  # how many features ahead of their use they are asked for: strided reads are not foreseen by a CPU
 
 
 def widen(x):
@@ -83,6 +84,7 @@ def _add_tile(typing, a, first, stop, p, weight, k, maps, lanes, classes):
             builder.store(builder.load(place, align=4), total)
         with cgutils.for_range_slice(builder, first, stop, first.type(1)) as (c, _):
             place = builder.gep(a.data, [builder.add(builder.mul(c, width), p)])
+            _prefetch(builder, builder.gep(place, [p.type(AHEAD)]))
             x = builder.load(builder.bitcast(place, loaded.as_pointer()), align=stored.bitwidth // 8)
             x = _floats(builder, x, stored, n)
             for total, row in zip(sums, weights, strict=True):
@@ -96,6 +98,14 @@ def _add_tile(typing, a, first, stop, p, weight, k, maps, lanes, classes):
 
     index = types.intp
     return types.void(a, index, index, index, weight, index, maps, lanes, classes), generate
+
+
+def _prefetch(builder, place):
+    """Ask for the cache line at `place`, which may lie past the end of its array, to be read."""
+    word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    builder.call(prefetch, [builder.bitcast(place, byte), word(0), word(3), word(1)])  # to read, all caches, data
 
 
 def _adder(classes):
@@ -196,8 +206,13 @@ def _pool(a, channels_last, means):
 
 
 @kernel
-def pool(taken, features, channels_last, means):
-    """Means [B, C] of the samples that this thread takes."""
+def pool(team, features, channels_last, means):
+    """Means [B, C] of all samples."""
+    each_thread(team, _pool_some, (np.zeros(1, np.int64), features, channels_last, means))
+
+
+@jit
+def _pool_some(taken, features, channels_last, means):
     b = take(taken)
     while b < features.shape[0]:
         _pool(features[b], channels_last, means[b])

@@ -2,15 +2,21 @@
 """The Numba kernel of the CPU backend: one sample after another, so that all but its features stay in the cache."""
 
 import numpy as np
-from numba import njit
 
 from egal_kernels.acquisition.cpu_head import MAPPED, describe, linear_head, project
-from egal_kernels.acquisition.cpu_overlap import overlap, scratch
-from egal_kernels.threads_cpu import take
+from egal_kernels.acquisition.cpu_overlap import jit, overlap, scratch
+from egal_kernels.caching import kernel
+from egal_kernels.threads import each_thread, take
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def acquire(
+@kernel
+def acquire(team, *given):
+    """`_acquire` in each thread of a team."""
+    each_thread(team, _acquire, (np.zeros(1, np.int64), *given))
+
+
+@jit
+def _acquire(
     taken, features, channels_last, weight, bias, classes, alpha, logits, bits, geometry, recipe, threshold, out
 ):
     """Fills logits [B, K], where there is a weight [K, C], and `out` for the samples that this thread takes.

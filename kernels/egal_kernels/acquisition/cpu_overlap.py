@@ -13,11 +13,11 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-BLOCK = 16  # intervals whose two end rows make one uint32 of states
-
-_1, _2, _4, _8, _24 = map(np.uint32, (1, 2, 4, 8, 24))  # uint32 with uint32: Numba widens what meets an int to 64 bits
+_1, _2, _4, _5, _8, _24 = map(
+    np.uint32, (1, 2, 4, 5, 8, 24)
+)  # uint32 with uint32: Numba widens what meets an int to 64 bits
 _31, _MAX = np.int32(31), np.int32(2**31 - 1)
-_55, _33, _0F, _01, _0123 = map(np.uint32, (0x55555555, 0x33333333, 0x0F0F0F0F, 0x01010101, 0x00010203))
+_1F, _55, _33, _0F, _01, _0123 = map(np.uint32, (0x1F, 0x55555555, 0x33333333, 0x0F0F0F0F, 0x01010101, 0x00010203))
 
 
 class Axis(NamedTuple):
@@ -34,11 +34,12 @@ class Axis(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """Runs of rows in one interval and one word of the ROI on which t is affine: bit p of the word has t0 + p·slope."""
+    """Runs of at most 32 rows of one interval on which t is affine: in row p of the run it is t0 + p·slope."""
 
     interval: np.ndarray  # int64
-    word: np.ndarray  # int64
-    mask: np.ndarray  # uint32, the bits of the run
+    word: np.ndarray  # int64, that of the ROI in which the run begins
+    shift: np.ndarray  # uint32, the bit at which it begins
+    mask: np.ndarray  # uint32, a bit for each row of the run
     t0: np.ndarray  # float64
     slope: np.ndarray  # float64
 
@@ -131,100 +132,160 @@ def _critical(least, most, scale, threshold):
     return _value(np.int32(above))
 
 
-@njit(nogil=True, error_model="numpy", inline="never")  # kept out of the loop that seldom needs it
-def _search(a, step, t, first, last, critical, side):
-    """The first row in [first, last] on `side` of `critical`, `last` being on it."""
-    while first < last:
-        middle = (first + last) >> 1
-        if (step * t[middle] + a >= critical) == side:
-            last = middle
-        else:
-            first = middle + 1
-    return first
+@jit
+def _first(words):
+    """Index of the first word that is not 0; the number of words if there is none."""
+    i, step, some = 0, 32, np.uint32(0)
+    while i + step <= words.size:
+        for j in range(step):
+            some |= words[i + j]
+        if some:
+            break
+        i += step
+    while i < words.size and not words[i]:
+        i += 1
+    return i
 
 
 @jit
-def _crossing(a, step, t, first, last, guess, critical, side):
-    """The first row in [first, last] where a + t·step is on `side` of `critical`, as it is at `last`.
+def arrange(bits, words, below):
+    """ROI words by row, into `words` [words + 1, W], and ROI pixels of each column above each word, into `below`.
 
-    One division gives it but for rounding; whether it is the one is decided as the reference would.
-    """
-    y = min(max(np.int64(guess), first), last) if abs(guess) < np.float32(2.0**31) else last
-    here = (step * t[y] + a >= critical) == side
-    above = (step * t[max(y - 1, 0)] + a >= critical) == side and y > first
-    return y if here and not above else _search(a, step, t, first, last, critical, side)
-
-
-@jit
-def _ranks(bits, words, below):
-    """ROI words by row, into `words` [words, W], and ROI pixels of each column above each, into `below` [words + 1, W].
-
-    Returns the ROI's pixels and the range of columns that has them.
+    Only of the columns [left, right) that hold the ROI; returns their range and the ROI's pixels.
     """
     width, count = bits.shape
-    below[0] = 0
+    flat = bits.ravel()
+    left = _first(flat) // count
+    right = max(left, width - _first(flat[::-1]) // count)
+    below[0, left:right] = 0
     for k in range(count):
-        for x in range(width):
-            words[k, x] = bits[x, k]
-        for x in range(width):
-            below[k + 1, x] = below[k, x] + popcount(words[k, x])
-    area, left, right = np.int64(0), width, 0
-    for x in range(width):
-        area += below[count, x]
-        if below[count, x]:
-            left, right = min(left, x), x + 1
-    return area, left, right
+        word, above, under = words[k, left:right], below[k, left:right], below[k + 1, left:right]
+        for x in range(word.size):
+            word[x] = bits[left + x, k]
+        for x in range(word.size):
+            under[x] = above[x] + popcount(word[x])
+    words[count, left:right] = 0
+    return left, right, np.int64(below[count, left:right].sum())
 
 
 @jit
-def _count(rows, axis, words, below, critical, state, ends):
-    """|v ≥ critical ∧ ROI| and |v ≥ critical|, from the rows at which a column changes side and the ROI above them."""
-    size, width = axis.t.size, rows.shape[1]
-    last_row, scale = rows.shape[0] - 1, np.float32(size / rows.shape[0])
+def _edges(a, b, t, offset, scale, critical, edges):
+    """Which rows of an interval, n of them, are ≥ critical, into `edges`: y ≥ 0 says rows [0, y), −1 − y rows [y, n).
+
+    One division finds where a column crosses, but for rounding. Returns the number of pixels that are ≥ critical.
+    """
+    n, last = np.int32(t.size), np.float32(t.size - 1)
+    t0, t1 = t[0], t[t.size - 1]
+    area = np.int32(0)
+    for x in range(a.size):
+        step = b[x] - a[x]
+        begins, ends = step * t0 + a[x] >= critical, step * t1 + a[x] >= critical
+        guess = ((critical - a[x]) / step) * scale + offset
+        guess = guess if guess > 1 else np.float32(1)  # of a NaN too
+        y = np.int32(guess if guess < last else last)
+        y = y if begins != ends else n
+        area = np.int32(area + (y if begins else np.int32(n - y)))
+        edges[x] = y if begins else np.int32(-1 - y)
+    return area
+
+
+@jit
+def _doubtful(a, b, t, critical, edges):
+    """How many crossings the reference's expression, there and one row above, does not confirm."""
+    count, last = np.int32(0), np.int32(t.size - 1)
+    for x in range(a.size):
+        y = np.int32(edges[x] ^ (edges[x] >> _31))
+        here = np.uint32(min(y, last))
+        above = np.uint32(max(np.int32(here) - 1, 0))
+        step = b[x] - a[x]
+        crossed = (step * t[here] + a[x] >= critical) != (step * t[above] + a[x] >= critical)
+        count = np.int32(count + np.int32(y <= last and not crossed))
+    return count
+
+
+@jit
+def _search(a, b, t, critical, edges):
+    """`_edges` by bisection of every column."""
+    area = 0
+    for x in range(a.size):
+        step = b[x] - a[x]
+        begins = step * t[0] + a[x] >= critical
+        low, high = 0, t.size  # the first row on the other side is in [low, high]
+        while low < high:
+            middle = (low + high) >> 1
+            if (step * t[middle] + a[x] >= critical) == begins:
+                low = middle + 1
+            else:
+                high = middle
+        edges[x] = low if begins else -1 - low
+        area += low if begins else t.size - low
+    return area
+
+
+@jit
+def _inside(first, stop, words, below, edges):
+    """ROI pixels of rows [first, stop) that are ≥ critical, by `edges`; of columns as many as these have."""
+    (k0, mask0), (k1, mask1) = _place(np.uint32(first)), _place(np.uint32(stop))
+    word0, word1, below0, below1 = words[k0], words[k1], below[k0], below[k1]
+    total = np.int32(0)
+    for x in range(edges.size):
+        k, mask = _place(np.uint32(first + np.int32(edges[x] ^ (edges[x] >> _31))))
+        start = below0[x] + popcount(np.uint32(word0[x] & mask0))
+        middle = below[k, x] + popcount(np.uint32(words[k, x] & mask))
+        end = below1[x] + popcount(np.uint32(word1[x] & mask1))
+        total = np.int32(total + np.int32(middle - start if edges[x] >= 0 else end - middle))
+    return total
+
+
+@jit
+def _place(y):
+    """Row y as the word that holds it, and a mask of the word's rows above it."""
+    return np.uint32(y >> _5), np.uint32((_1 << np.uint32(y & _1F)) - _1)
+
+
+@jit
+def _range(cells):
+    """Least and greatest of some rows of cells."""
+    least = most = cells[0, 0]
+    for i in range(cells.shape[0]):
+        for v in cells[i]:
+            least, most = min(least, v), max(most, v)
+    return least, most
+
+
+@jit
+def _count(low, rows, axis, words, below, critical, edges, left, right):
+    """|v ≥ critical ∧ ROI| and |v ≥ critical|, interval by interval."""
+    scale = np.float32(axis.t.size / low.shape[0])
     intersection, area = np.int64(0), np.int64(0)
-    state[:] = 0  # side of the last row seen: 1 is ≥
-    for start in range(0, axis.source.size, BLOCK):
-        stop = min(start + BLOCK, axis.source.size)
-        ends[:] = 0
-        for n in range(start, stop):
-            a, b = axis.source[n], min(axis.source[n] + 1, last_row)
-            t0, t1 = axis.t[axis.first[n]], axis.t[axis.stop[n] - 1]
-            bit0, bit1, none = np.uint32(1 << 2 * (n - start)), np.uint32(2 << 2 * (n - start)), np.uint32(0)
-            for x in range(width):
-                step = rows[b, x] - rows[a, x]
-                ends[x] |= bit0 if step * t0 + rows[a, x] >= critical else none
-                ends[x] |= bit1 if step * t1 + rows[a, x] >= critical else none
-        seen = np.int64(2 * (stop - start))
-        for x in range(width):
-            sides = np.int64(ends[x])
-            changes = (sides ^ (sides << 1 | np.int64(state[x]))) & ((1 << seen) - 1)
-            while changes:
-                k = np.int64(popcount(np.uint32((changes & -changes) - 1)))
-                changes &= changes - 1
-                n = start + (k >> 1)
-                side = (sides >> k) & 1
-                y = axis.first[n]
-                if k & 1:
-                    i = axis.source[n]
-                    a = rows[i, x]
-                    step = rows[min(i + 1, last_row), x] - a
-                    guess = ((critical - a) / step + np.float32(i) + np.float32(0.5)) * scale + np.float32(0.5)
-                    y = _crossing(a, step, axis.t, y + 1, axis.stop[n] - 1, guess, critical, side == 1)
-                sign = 1 - 2 * side
-                area += sign * y
-                above = np.uint32(words[y >> 5, x] & np.uint32((1 << (y & 31)) - 1))
-                intersection += sign * np.int64(below[y >> 5, x] + popcount(above))
-            state[x] = sides >> (seen - 1)
-    for x in range(width):
-        if state[x]:
-            area += size
-            intersection += np.int64(below[words.shape[0], x])
+    words, below = words[:, left:right], below[:, left:right]
+    for n in range(axis.source.size):
+        i, first, stop = axis.source[n], axis.first[n], axis.stop[n]
+        j = min(i + 1, low.shape[0] - 1)
+        least, most = _range(low[i : j + 1])
+        if most < critical:
+            continue
+        if least >= critical:
+            edges[:] = stop - first
+            area += (stop - first) * edges.size
+        else:
+            t = axis.t[first:stop]
+            offset = np.float32((i + 0.5) * scale + 0.5 - first)
+            some = _edges(rows[i], rows[j], t, offset, scale, critical, edges)
+            if _doubtful(rows[i], rows[j], t, critical, edges):
+                some = _search(rows[i], rows[j], t, critical, edges)
+            area += some
+        intersection += _inside(np.int32(first), np.int32(stop), words, below, edges[left:right])
     return intersection, area
 
 
 @jit
-def moments(bits):
-    """Σ 1 and Σ p over the set bits p of a word, summed in fields of 2, 4 and 8 bits, as a popcount is."""
+def moments(word, following, shift, mask):
+    """Σ 1 and Σ p over the set bits p of a run, `mask` of them from bit `shift` of a word on, into the following one.
+
+    Summed in fields of 2, 4 and 8 bits, as a popcount is.
+    """
+    bits = np.uint32(np.uint32(word >> shift | np.uint32(following << _1) << np.uint32(_1F - shift)) & mask)
     odd = np.uint32((bits >> _1) & _55)
     count = np.uint32((bits & _55) + odd)
     high = np.uint32((count >> _2) & _33)
@@ -245,15 +306,16 @@ def _moment(rows, axis, pieces, words, left, right):
     for q in range(pieces.word.size):
         a = rows[axis.source[pieces.interval[q]], left:right]
         b = rows[min(axis.source[pieces.interval[q]] + 1, rows.shape[0] - 1), left:right]
-        word, mask, t0, slope = words[pieces.word[q], left:right], pieces.mask[q], pieces.t0[q], pieces.slope[q]
+        word, following = words[pieces.word[q], left:right], words[pieces.word[q] + 1, left:right]
+        shift, mask, t0, slope = pieces.shift[q], pieces.mask[q], pieces.t0[q], pieces.slope[q]
         for x in range(a.size):
-            ones, positions = moments(np.uint32(word[x] & mask))
+            ones, positions = moments(word[x], following[x], shift, mask)
             total += np.float64(a[x]) * ones + np.float64(b[x] - a[x]) * (t0 * ones + slope * positions)
     return total
 
 
 @jit
-def _soft_by_pixel(rows, axis, words, least, scale):
+def _soft_by_pixel(rows, axis, words, left, right, least, scale):
     """Σ c·ROI and Σ c of a map whose range is so small that the rounding of each pixel counts."""
     inside, total = 0.0, 0.0
     for n in range(axis.source.size):
@@ -263,7 +325,7 @@ def _soft_by_pixel(rows, axis, words, least, scale):
             for x in range(rows.shape[1]):
                 c = np.float64((((rows[j, x] - rows[i, x]) * axis.t[y] + rows[i, x]) - least) / scale)
                 total += c
-                if words[y >> 5, x] >> np.uint32(y & 31) & _1:
+                if left <= x < right and words[y >> 5, x] >> np.uint32(y & 31) & _1:
                     inside += c
     return inside, total
 
@@ -272,8 +334,8 @@ def _soft_by_pixel(rows, axis, words, least, scale):
 def scratch(h, w, columns, words):
     """What `overlap` works in, a few kB."""
     low, rows = np.empty((h, w), np.float32), np.empty((h, columns), np.float32)
-    roi, below = np.empty((words, columns), np.uint32), np.empty((words + 1, columns), np.uint32)
-    return low, rows, roi, below, np.empty(columns, np.uint32), np.empty(columns, np.uint32)
+    roi, below = np.empty((words + 1, columns), np.uint32), np.empty((words + 1, columns), np.uint32)
+    return low, rows, roi, below, np.empty(columns, np.int32)
 
 
 @jit
@@ -283,7 +345,7 @@ def overlap(class_map, bits, columns, axis, pieces, recipe, threshold, scratch):
     recipe: ReLU or not, and the ε of the min-max at low and at full resolution, negative where there is none. A map
     that is not finite has −1 for its ROI's area.
     """
-    low, rows, words, below, state, ends = scratch
+    low, rows, words, below, edges = scratch
     relu, low_eps, full_eps = recipe
     if not _prepare(class_map, relu, low_eps, low):
         return np.int64(-1), np.int64(-1), np.int64(-1), np.nan, np.nan
@@ -296,10 +358,10 @@ def overlap(class_map, bits, columns, axis, pieces, recipe, threshold, scratch):
         scale = scale if scale > 0 else np.float32(1)
         small = most - least < np.float32(1 / 64) * max(abs(least), abs(most))
         critical = _critical(least, most, scale, threshold)
-    area, left, right = _ranks(bits, words, below)
-    intersection, cam_area = _count(rows, axis, words, below, critical, state, ends)
+    left, right, area = arrange(bits, words, below)
+    intersection, cam_area = _count(low, rows, axis, words, below, critical, edges, left, right)
     if small:
-        inside, total = _soft_by_pixel(rows, axis, words, least, scale)
+        inside, total = _soft_by_pixel(rows, axis, words, left, right, least, scale)
         return intersection, cam_area, area, inside, total
     total = 0.0
     for i in range(low.shape[0]):

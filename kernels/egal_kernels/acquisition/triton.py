@@ -1,8 +1,6 @@
 """The Triton backend: one launch a batch, one program a sample, on CUDA and ROCm."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from egal_kernels.acquisition import triton_head, triton_overlap
-from egal_kernels.acquisition.conventions import RECIPES, taps
+from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels.acquisition.triton_launch import Tuning, axis_of, in_place, tile_of, tuning
 from egal_kernels.acquisition.types import Acquisition
 from egal_kernels.roi import PackedRoi
 
@@ -24,29 +23,6 @@ ONE_PASS_CLASSES = 8
 
 # Beyond, every program would read more weights than features: a GEMM over the pooled batch, then one launch.
 PROGRAM_WEIGHTS = 1 << 16
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a program is cut: results do not depend on it but for the order of sums. Powers of two."""
-
-    warps: int
-    channels: int  # a tile of features
-    positions: int
-    columns: int  # of the resized map at a time
-
-
-def tuning(channels: int, positions: int, channels_last: bool, classes: int, width: int) -> Tuning:
-    """What is good on most devices for features [channels, positions], `classes` maps a pass and an ROI `width`.
-
-    A thread holds 16 features of a tile, fewer where their sums for each class exceed 64, and 4 columns. Contiguous
-    features are cut by channels, channels last by positions, so that at least 128 bytes of memory are read at a time.
-    """
-    block = min(triton.next_power_of_2(positions), 32 if channels_last else 128)
-    threads = 32 * (8 if block == 128 else 4)
-    held = min(16, 64 // triton.next_power_of_2(classes)) * threads
-    tile = max(1, min(held // block, triton.next_power_of_2(channels), 64))
-    return Tuning(threads // 32, tile, block, min(triton.next_power_of_2(width), 4 * threads))
 
 
 def acquire(
@@ -95,15 +71,12 @@ def arguments(
     """The fields to be written, not yet initialised, and what `kernel` takes: tensors, numbers, constants, options."""
     (batch, channels, h, w), device = features.shape, features.device
     _, height, width = roi.shape
-    positions, channels_last = h * w, not features.is_contiguous() and _samples_are_channels_last(features)
-    if not channels_last and not features[:1].is_contiguous():
-        features = features.contiguous()
+    positions, (features, channels_last) = h * w, in_place(features)
     count = logits.shape[1] if weight is None else len(weight)  # type: ignore[union-attr]
     pooled = weight is not None and count > ONE_PASS_CLASSES
     maps = 1 if weight is None or pooled else count
     tuned = tuned or tuning(channels, positions, channels_last, maps, width)
-    lanes = min(tuned.positions, 16 if channels_last else 16 * _vector(positions, features.element_size()))
-    columns, rows, recipe = _axis(w, width, device), _axis(h, height, device), RECIPES[convention]
+    columns, rows, recipe = axis_of(w, width, device), axis_of(h, height, device), RECIPES[convention]
     f32, i32, i64 = torch.float32, torch.int32, torch.int64
     fields = (torch.empty(batch, dtype=dtype, device=device) for dtype in (f32, i64, i32, i32, i32, f32, f32))
     out = Acquisition(torch.empty(batch, count, device=device), *fields)
@@ -139,9 +112,7 @@ def arguments(
         "LOW": -1.0 if recipe.low is None else recipe.low,
         "FULL": -1.0 if recipe.full is None else recipe.full,
         "STEPS": rows.steps,
-        "BC": tuned.channels,
-        "BP": tuned.positions // lanes,
-        "PL": lanes,
+        **tile_of(features, channels_last, tuned),
         "COLUMNS": tuned.columns,
         "num_warps": tuned.warps,
         "num_stages": 1,
@@ -150,48 +121,8 @@ def arguments(
     }
 
 
-def _samples_are_channels_last(features: Tensor) -> bool:
-    return features.shape[1] > 1 and features[:1].is_contiguous(memory_format=torch.channels_last)
-
-
-def _vector(positions: int, size: int) -> int:
-    """Features of `size` bytes in a load of at most 16 bytes that is aligned in every channel."""
-    return min(positions & -positions, 16 // size)
-
-
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Resampling n source points to `size`, on the device."""
-
-    source: Tensor  # int32 [size], the source point a of each output
-    t: Tensor  # [size], an output is a + t·(b − a)
-    segments: Tensor  # int32 [S, 4]: source points i and j of outputs [first, stop); i again for j past the border
-    moments: Tensor  # [S, 2]: t at the first, Σ t
-    steps: int  # halvings that search the longest segment
-
-
-@lru_cache(maxsize=64)
-def _axis(n: int, size: int, device: torch.device) -> Axis:
-    """The tables of an axis, computed on the host, where t is the reference's, and copied once."""
-    source, t = (x.numpy() for x in taps(n, size, torch.float32, torch.device("cpu")))
-    first = np.unique(source, return_index=True)[1]
-    clamped = min(max(0, -(-(size - n) // (2 * n))), size)  # outputs y with (2·y + 1)·n < size lie before point 0
-    cuts = np.unique([*first, clamped, size])
-    first, stop = cuts[:-1], cuts[1:]
-    i = source[first]
-    j = np.where(first < clamped, i, np.minimum(i + 1, n - 1))
-    moments = np.stack([t[first], np.add.reduceat(t.astype(np.float64), first)], 1)
-    steps = int((stop - first).max() - 1).bit_length()
-
-    def table(x: np.ndarray, dtype: type) -> Tensor:
-        return torch.from_numpy(x.astype(dtype)).to(device)
-
-    return Axis(table(source, np.int32), table(t, np.float32), table(np.stack([i, j, first, stop], 1), np.int32),
-                table(moments, np.float32), steps)  # fmt: skip
 
 
 @triton.jit

@@ -10,17 +10,17 @@ import triton.language as tl
 
 
 @triton.jit
-def _positions(p0, BP: tl.constexpr, PL: tl.constexpr):
+def positions_at(p0, BP: tl.constexpr, PL: tl.constexpr):
     return p0 + PL * tl.arange(0, BP)[:, None, None] + tl.arange(0, PL)[None, None, :]  # [BP, 1, PL]
 
 
 @triton.jit
-def _channels(c0, BC: tl.constexpr):
+def channels_at(c0, BC: tl.constexpr):
     return c0 + tl.arange(0, BC)[None, :, None]  # [1, BC, 1]
 
 
 @triton.jit
-def _tile(features, c, p, C: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+def load_tile(features, c, p, C: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     offset = p * C + c if CHANNELS_LAST else c * P + p
     return tl.load(features + offset, mask=(c < C) & (p < P), other=0).to(tl.float32)
 
@@ -33,13 +33,13 @@ def project(
 ):  # fmt: skip
     """Maps [K, P], Σ_c weight[k, c]·A_c; the last channels first, which a pass before this has left in the cache."""
     for p0 in range(0, P, BP * PL):
-        p = _positions(p0, BP, PL)
+        p = positions_at(p0, BP, PL)
         sums = ()
         for _ in tl.static_range(K):
             sums = sums + (tl.zeros([BP, BC, PL], tl.float32),)  # noqa: RUF005
         for done in range(0, C, BC):
-            c = _channels((C - 1) // BC * BC - done, BC)
-            a = _tile(features, c, p, C, P, CHANNELS_LAST)
+            c = channels_at((C - 1) // BC * BC - done, BC)
+            a = load_tile(features, c, p, C, P, CHANNELS_LAST)
             more = ()
             for k in tl.static_range(K):
                 w = tl.load(weight + k * C + c, mask=c < C, other=0).to(tl.float32)
@@ -72,10 +72,10 @@ def pool(
 ):  # fmt: skip
     """Means [C] over the P positions."""
     for c0 in range(0, C, BC):
-        c = _channels(c0, BC)
+        c = channels_at(c0, BC)
         total = tl.zeros([BP, BC, PL], tl.float32)
         for p0 in range(0, P, BP * PL):
-            total += _tile(features, c, _positions(p0, BP, PL), C, P, CHANNELS_LAST)
+            total += load_tile(features, c, positions_at(p0, BP, PL), C, P, CHANNELS_LAST)
         j = c0 + tl.arange(0, BC)
         tl.store(means + j, tl.div_rn(tl.sum(tl.sum(total, 2), 0), P * 1.0), mask=j < C)
 

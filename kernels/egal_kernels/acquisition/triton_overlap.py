@@ -37,7 +37,7 @@ def normalise(class_map, divisor, P: tl.constexpr, RELU: tl.constexpr, LOW: tl.c
 
 
 @triton.jit
-def _columns(x, columns, column_t, w: tl.constexpr):
+def columns_at(x, columns, column_t, w: tl.constexpr):
     """Source column a, the next one, and t of columns x."""
     a = tl.load(columns + x)
     return a, tl.minimum(a + 1, w - 1), tl.load(column_t + x)
@@ -59,7 +59,7 @@ def extremes(low, columns, column_t, row_t, segments, S, W, w: tl.constexpr, BLO
     """Least and greatest value of the resized map: those of the first and last row of each segment."""
     least, most = tl.full([BLOCK], float("inf"), tl.float32), tl.full([BLOCK], -float("inf"), tl.float32)
     for x0 in range(0, W, BLOCK):
-        xa, xb, xt = _columns(tl.minimum(x0 + tl.arange(0, BLOCK), W - 1), columns, column_t, w)
+        xa, xb, xt = columns_at(tl.minimum(x0 + tl.arange(0, BLOCK), W - 1), columns, column_t, w)
         for s in range(S):
             first, stop, a, step = _segment(low, segments, s, xa, xb, xt, w)
             top, bottom = step * tl.load(row_t + first) + a, step * tl.load(row_t + stop - 1) + a
@@ -96,7 +96,7 @@ def critical(least, most, scale, threshold):
 
 
 @triton.jit
-def _below(y):
+def rows_below(y):
     """The bits of a word under bit y; none for y ≤ 0, all for y ≥ 32."""
     y = tl.minimum(tl.maximum(y, 0), 32)
     return ((1 << (y & 31)) - 1) | -(y >> 5)
@@ -111,7 +111,7 @@ def _popcount(bits):
 
 
 @triton.jit
-def _moments(bits):
+def bit_moments(bits):
     """Σ 1 and Σ p over the set bits p of each uint32, int32: sums of neighbouring fields of 1, 2 and 4 bits."""
     odd = (bits >> 1) & 0x55555555
     count = (bits & 0x55555555) + odd
@@ -140,7 +140,7 @@ def count(
     intersection, area, roi_area, inside, total = none, none, none, zero, zero
     for x0 in range(0, W, BLOCK):
         x = x0 + tl.arange(0, BLOCK)
-        xa, xb, xt = _columns(tl.minimum(x, W - 1), columns, column_t, w)
+        xa, xb, xt = columns_at(tl.minimum(x, W - 1), columns, column_t, w)
         for s in range(S):
             first, stop, a, step = _segment(low, segments, s, xa, xb, xt, w)
             side = step * tl.load(row_t + stop - 1) + a >= critical  # of the last row
@@ -157,10 +157,10 @@ def count(
             t0 = tl.load(moments + 2 * s)
             for k in range(first >> 5, (stop + 31) >> 5):
                 word = tl.load(bits + x * words + k, mask=x < W, other=0)
-                word = word & _below(stop - 32 * k) & ~_below(first - 32 * k)
-                hit = word & _below(end - 32 * k) & ~_below(top - 32 * k)
+                word = word & rows_below(stop - 32 * k) & ~rows_below(first - 32 * k)
+                hit = word & rows_below(end - 32 * k) & ~rows_below(top - 32 * k)
                 intersection += _popcount(hit.to(tl.uint32, bitcast=True))
-                ones, places = _moments(word.to(tl.uint32, bitcast=True))
+                ones, places = bit_moments(word.to(tl.uint32, bitcast=True))
                 roi_area += ones
                 t = t0 + slope * (32 * k - first)  # at bit 0; slope a bit
                 inside += a * ones + step * (t * ones + slope * places)
@@ -177,7 +177,7 @@ def soft_by_pixel(
     inside, total = zero, zero
     for x0 in range(0, W, BLOCK):
         x = x0 + tl.arange(0, BLOCK)
-        xa, xb, xt = _columns(tl.minimum(x, W - 1), columns, column_t, w)
+        xa, xb, xt = columns_at(tl.minimum(x, W - 1), columns, column_t, w)
         for s in range(S):
             first, stop, a, step = _segment(low, segments, s, xa, xb, xt, w)
             here, everywhere = zero, zero  # a segment's own, so that few roundings add up

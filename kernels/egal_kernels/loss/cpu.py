@@ -1,4 +1,4 @@
-"""The CPU backend: Numba kernels over ranges of the batch, one range a thread."""
+"""The CPU backend: what its Numba kernels take and return, as tensors."""
 
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ from egal_kernels.loss import cpu_backward, cpu_forward
 from egal_kernels.loss.corners import corners
 from egal_kernels.loss.cpu_forward import Corners
 from egal_kernels.roi import PackedRoi
-from egal_kernels.threads import share
+from egal_kernels.threads import team
 
 
 def forward(
@@ -29,11 +29,8 @@ def forward(
     geometry = axis_of(w, width), axis_of(h, height), pieces_of(h, height), (_corners(h, height), _corners(w, width))
     alpha, bits = to_array(_alpha(weight, classes, h * w)), to_array(roi.bits, torch.int32).view(np.uint32)
 
-    def part(start: int, stop: int) -> None:
-        cpu_forward.forward(*samples, start, stop, alpha, bits, *geometry, recipe.relu, low_eps, full_eps,
-                            loss, slope, moment)  # fmt: skip
-
-    share(batch, part)
+    cpu_forward.forward(team(batch), *samples, alpha, bits, geometry, (recipe.relu, low_eps, full_eps), loss, slope,
+                        moment)  # fmt: skip
     return torch.from_numpy(loss), torch.from_numpy(slope), torch.from_numpy(moment)
 
 
@@ -47,7 +44,7 @@ def features_gradient(
     stored = (out.permute(0, 2, 3, 1) if channels_last else out).view(BITS[dtype])
     flat = stored.flatten(2 - channels_last, 3 - channels_last).numpy()
     grads, alpha, slopes = to_array(grad), to_array(_alpha(weight, classes, h * w)), to_array(slope.flatten(1))
-    share(batch, lambda i, j: cpu_backward.features_gradient(grads, alpha, slopes, i, j, channels_last, flat))
+    cpu_backward.features_gradient(team(batch), grads, alpha, slopes, channels_last, flat)
     return out
 
 

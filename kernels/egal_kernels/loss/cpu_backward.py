@@ -5,7 +5,12 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-kernel = njit(nogil=True, cache=True, error_model="numpy")
+from egal_kernels.caching import kernel
+from egal_kernels.threads import each_thread, take
+
+jit = njit(nogil=True, error_model="numpy")
+_1, _13, _16 = map(np.uint32, (1, 13, 16))
+_SIGN, _INFINITE, _SUBNORMAL, _HALF_ULP, _EXPONENT = map(np.uint32, (0x8000, 0xFF000000, 0x71000000, 0x7FFF, 0x7C00))
 
 
 def narrow(x, like):
@@ -16,51 +21,43 @@ def narrow(x, like):
 def _narrow(x, like):
     if like.dtype == types.float32:
         return lambda x, like: x
-    if like.dtype == types.uint16:
+    return _to_bfloat16 if like.dtype == types.uint16 else _to_float16
 
-        def to_bfloat16(x, like):
-            bits = np.float32(x).view(np.uint32)
-            if np.isnan(x):
-                return np.uint16(0x7FC0)
-            return np.uint16(
-                np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-            )
 
-        return to_bfloat16
+def _to_bfloat16(x, like):
+    bits = np.float32(x).view(np.uint32)
+    rounded = np.uint32(np.uint32(bits + _HALF_ULP + (bits >> _16 & _1)) >> _16)
+    return np.uint16(rounded if x == x else np.uint32(0x7FC0))
 
-    def to_float16(x, like):
-        bits, magnitude = np.float32(x).view(np.uint32), abs(x)
-        sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
-        if np.isnan(x):
-            half = np.uint32(0x7E00)
-        elif magnitude >= np.float32(65520):
-            half = np.uint32(0x7C00)
-        elif magnitude < np.float32(2.0**-14):  # a float32 near ½ has the spacing of subnormal halves
-            half = np.uint32(np.float32(magnitude + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000))
-        else:
-            even = np.uint32((bits >> np.uint32(13)) & np.uint32(1))
-            half = np.uint32(
-                ((bits & np.uint32(0x7FFFFFFF)) - np.uint32(0x38000000) + np.uint32(0xFFF) + even) >> np.uint32(13)
-            )
-        return np.uint16(sign | half).view(np.int16)
 
-    return to_float16
+def _to_float16(x, like):
+    """By adding a power of two so large that the sum keeps 10 bits of x (M. Dukhan, FP16)."""
+    bits = np.float32(x).view(np.uint32)
+    doubled = np.uint32(bits << _1)  # without the sign
+    power = np.uint32(max(np.uint32(doubled & _INFINITE), _SUBNORMAL) >> _1)
+    large = np.uint32(power + np.uint32(0x07800000)).view(np.float32)
+    scaled = abs(x) * np.float32(2.0**112) * np.float32(2.0**-110)  # 65520 and above become infinite on the way
+    found = np.float32(large + scaled).view(np.uint32)
+    rounded = np.uint32((found >> _13 & _EXPONENT) + (found & np.uint32(0xFFF)))
+    return np.uint16((bits >> _16 & _SIGN) | (rounded if x == x else np.uint32(0x7E00))).view(np.int16)
 
 
 @kernel
-def features_gradient(grad, alpha, slope, start, stop, channels_last, out):
-    """grad_b·alpha[b, c]·slope[b, p] of samples [start, stop), into `out` as stored, [B, C, P] or [B, P, C]."""
-    for b in range(start, stop):
-        if channels_last:
-            for p in range(slope.shape[1]):
-                share, row = grad[b] * slope[b, p], out[b, p]
-                for c in range(row.size):
-                    row[c] = narrow(share * alpha[b, c], out)
-            continue
-        for c in range(alpha.shape[1]):
-            share, row = grad[b] * alpha[b, c], out[b, c]
-            for p in range(row.size):
-                row[p] = narrow(share * slope[b, p], out)
+def features_gradient(team, grad, alpha, slope, channels_last, out):
+    """grad_b·alpha[b, c]·slope[b, p] into `out` as stored, [B, C, P] or [B, P, C]."""
+    each_thread(team, _features_gradient, (np.zeros(1, np.int64), grad, alpha, slope, channels_last, out))
+
+
+@jit
+def _features_gradient(taken, grad, alpha, slope, channels_last, out):
+    b = take(taken)
+    while b < grad.size:
+        near, far = (slope[b], alpha[b]) if channels_last else (alpha[b], slope[b])
+        for i in range(near.size):
+            share, row = grad[b] * near[i], out[b, i]
+            for j in range(row.size):
+                row[j] = narrow(share * far[j], out)
+        b = take(taken)
 
 
 @kernel

@@ -11,10 +11,11 @@ import numpy as np
 from numba import njit
 
 from egal_kernels.acquisition.cpu_head import FAST, project, widen
-from egal_kernels.acquisition.cpu_overlap import moments
+from egal_kernels.acquisition.cpu_overlap import arrange, moments
+from egal_kernels.caching import kernel
+from egal_kernels.threads import each_thread, take
 
 jit = njit(nogil=True, error_model="numpy")
-kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 
 class Corners(NamedTuple):
@@ -25,21 +26,6 @@ class Corners(NamedTuple):
 
 
 @jit
-def _words(bits, words):
-    """The ROI [W, words] by row, into `words` [words, W]; returns its pixels and the range of columns that has them."""
-    area, left, right = 0, bits.shape[0], 0
-    for x in range(bits.shape[0]):
-        some = np.uint32(0)
-        for k in range(bits.shape[1]):
-            words[k, x] = bits[x, k]
-            some |= bits[x, k]
-            area += np.int64(moments(bits[x, k])[0])
-        if some:
-            left, right = min(left, x), x + 1
-    return area, left, right
-
-
-@jit
 def _gather(words, left, right, columns, axis, pieces, along_y, inside):
     """R = Uyᵀ·r·Ux, into `inside` [h, w], by way of Uyᵀ·r, into columns [left, right) of `along_y` [h, W]."""
     h, w = inside.shape
@@ -47,9 +33,10 @@ def _gather(words, left, right, columns, axis, pieces, along_y, inside):
     for q in range(pieces.word.size):
         i = axis.source[pieces.interval[q]]
         a, b = along_y[i, left:right], along_y[min(i + 1, h - 1), left:right]
-        word, mask, t0, slope = words[pieces.word[q], left:right], pieces.mask[q], pieces.t0[q], pieces.slope[q]
+        word, following = words[pieces.word[q], left:right], words[pieces.word[q] + 1, left:right]
+        shift, mask, t0, slope = pieces.shift[q], pieces.mask[q], pieces.t0[q], pieces.slope[q]
         for x in range(word.size):
-            ones, positions = moments(np.uint32(word[x] & mask))
+            ones, positions = moments(word[x], following[x], shift, mask)
             t = t0 * ones + slope * positions
             a[x] += ones - t
             b[x] += t
@@ -189,36 +176,41 @@ def _correlate(a, channels_last, slope, out):
 
 
 @kernel
-def forward(features, channels_last, start, stop, alpha, bits, columns, axis, pieces, corners, relu, low_eps, full_eps,
-            loss, slope, moment):  # fmt: skip
-    """Loss, its slope in the class map [B, h, w] and, unless `moment` is empty, in the weights [B, C] of the class.
+def forward(team, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment):
+    """Loss, its slope in the class map [B, h, w] and, unless `moment` is empty, in the weights [B, C] of the class."""
+    taken = np.zeros(1, np.int64)
+    each_thread(team, _forward, (taken, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment))
 
-    Of samples [start, stop). The features of a sample are read once from memory, the second time from the cache.
-    """
+
+@jit
+def _forward(taken, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment):
+    """Of the samples that this thread takes, whose features come from memory once, the second time from the cache."""
+    columns, axis, pieces, corners = geometry
+    relu, low_eps, full_eps = recipe
     batch, h, w = slope.shape
     width, count = bits.shape[1:]
-    words, along_y, flat = np.empty((count, width), np.uint32), np.empty((h, width)), slope.reshape(batch, h * w)
+    words, below = np.empty((count + 1, width), np.uint32), np.empty((count + 1, width), np.uint32)
+    along_y, flat = np.empty((h, width)), slope.reshape(batch, h * w)
     low, inside, d = np.empty((h, w)), np.empty((h, w)), np.empty((h, w))
     ends = np.empty((corners[0].t.size, corners[1].t.size))
-    for b in range(start, stop):
-        area, left, right = _words(bits[b], words)
-        if area == 0:
-            loss[b] = 0
-            slope[b] = 0
-            moment[b] = 0
-            continue
-        project(features[b], channels_last, alpha[b], flat[b])  # the class map: its slope takes its place
-        scale = _prepare(slope[b], relu, low_eps, low)
-        if not scale > 0:
-            loss[b] = np.nan if np.isnan(scale) else 1
-            slope[b] = moment[b] = scale  # 0 or NaN
-            continue
-        _gather(words, left, right, columns, axis, pieces, along_y, inside)
-        loss[b] = _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d)
-        if low_eps >= 0:
-            _through_low(low, scale, d)
-        for i in range(h):
-            for j in range(w):
-                slope[b, i, j] = 0 if relu and slope[b, i, j] <= 0 else d[i, j]
-        if moment.shape[1]:
-            _correlate(features[b], channels_last, flat[b], moment[b])
+    b = take(taken)
+    while b < batch:
+        left, right, area = arrange(bits[b], words, below)
+        scale = 0.0
+        if area:
+            project(features[b], channels_last, alpha[b], flat[b])  # the class map: its slope takes its place
+            scale = _prepare(slope[b], relu, low_eps, low)
+        if scale > 0:
+            _gather(words, left, right, columns, axis, pieces, along_y, inside)
+            loss[b] = _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d)
+            if low_eps >= 0:
+                _through_low(low, scale, d)
+            for i in range(h):
+                for j in range(w):
+                    slope[b, i, j] = 0 if relu and slope[b, i, j] <= 0 else d[i, j]
+            if moment.shape[1]:
+                _correlate(features[b], channels_last, flat[b], moment[b])
+        else:
+            loss[b] = (1.0 if area else 0.0) + scale  # 0, or NaN where the map is not finite
+            slope[b] = moment[b] = scale
+        b = take(taken)

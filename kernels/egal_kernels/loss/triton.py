@@ -14,7 +14,7 @@ from torch import Tensor
 
 from egal_kernels.acquisition import triton_head
 from egal_kernels.acquisition.conventions import RECIPES, taps
-from egal_kernels.acquisition.triton import _axis, _samples_are_channels_last, _vector, tuning
+from egal_kernels.acquisition.triton_launch import axis_of, in_place, tile_of, tuning
 from egal_kernels.loss import triton_dice
 from egal_kernels.loss.corners import corners
 from egal_kernels.roi import PackedRoi
@@ -93,12 +93,9 @@ def arguments(
     """What `forward` returns, not yet initialised, and what `kernel` takes: tensors, numbers, constants, options."""
     (batch, channels, h, w), device = features.shape, features.device
     _, height, width = roi.shape
-    positions, channels_last = h * w, not features.is_contiguous() and _samples_are_channels_last(features)
-    if not channels_last and not features[:1].is_contiguous():
-        features = features.contiguous()
+    positions, (features, channels_last) = h * w, in_place(features)
     tuned, recipe = tuning(channels, positions, channels_last, 1, width), RECIPES[convention]
-    lanes = min(tuned.positions, 16 if channels_last else 16 * _vector(positions, features.element_size()))
-    columns, rows = _axis(w, width, device), _axis(h, height, device)
+    columns, rows = axis_of(w, width, device), axis_of(h, height, device)
     column_corners, row_corners = _corners(w, width, device), _corners(h, height, device)
     segments, padded = len(rows.segments), triton.next_power_of_2(w)
     loss, slope = torch.empty(batch, device=device), torch.empty(batch, h, w, device=device)
@@ -141,9 +138,7 @@ def arguments(
         "RELU": recipe.relu,
         "LOW": -1.0 if recipe.low is None else recipe.low,
         "FULL": -1.0 if recipe.full is None else recipe.full,
-        "BC": tuned.channels,
-        "BP": tuned.positions // lanes,
-        "PL": lanes,
+        **tile_of(features, channels_last, tuned),
         "COLUMNS": min(tuned.columns, max(16, 2048 // padded)),  # a tile of [COLUMNS, WP]
         "num_warps": 8,
         "num_stages": 1,
@@ -240,12 +235,12 @@ def correlate(
 ):  # fmt: skip
     """Σ_p slope[p]·A_c[p] / P, [C]; the first channels first, which `project` has left in the cache."""
     for c0 in range(0, C, BC):
-        c = triton_head._channels(c0, BC)
+        c = triton_head.channels_at(c0, BC)
         sums = tl.zeros([BP, BC, PL], tl.float32)
         for p0 in range(0, P, BP * PL):
-            p = triton_head._positions(p0, BP, PL)
+            p = triton_head.positions_at(p0, BP, PL)
             d = tl.load(slope + p, mask=p < P, other=0)
-            sums = tl.fma(triton_head._tile(features, c, p, C, P, CHANNELS_LAST), d, sums)
+            sums = tl.fma(triton_head.load_tile(features, c, p, C, P, CHANNELS_LAST), d, sums)
         k = c0 + tl.arange(0, BC)
         tl.store(out + k, tl.sum(tl.sum(sums, 2), 0) / P, mask=k < C)
 

@@ -34,12 +34,12 @@ def gather(
         a, b = tl.zeros([WP], tl.float32), tl.zeros([WP], tl.float32)
         for x0 in range(0, W, BLOCK):
             x = x0 + tl.arange(0, BLOCK)
-            xa, xb, xt = triton_overlap._columns(tl.minimum(x, W - 1), columns, column_t, w)
+            xa, xb, xt = triton_overlap.columns_at(tl.minimum(x, W - 1), columns, column_t, w)
             ones, t = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
             for k in range(first >> 5, (stop + 31) >> 5):
                 word = tl.load(bits + x * words + k, mask=x < W, other=0)
-                word = word & triton_overlap._below(stop - 32 * k) & ~triton_overlap._below(first - 32 * k)
-                count, places = triton_overlap._moments(word.to(tl.uint32, bitcast=True))
+                word = word & triton_overlap.rows_below(stop - 32 * k) & ~triton_overlap.rows_below(first - 32 * k)
+                count, places = triton_overlap.bit_moments(word.to(tl.uint32, bitcast=True))
                 ones += count
                 t += (t0 + slope * (32 * k - first)) * count + slope * places  # t0 + slope·(bit − first), summed
             share = _taps(xa[:, None], xb[:, None], xt[:, None], j)
