@@ -17,7 +17,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m benchmarks
 
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/shards/test_fuzz.py --hypothesis-profile=fuzz

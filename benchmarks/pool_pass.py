@@ -1,0 +1,160 @@
+"""The pool pass: what explanation scoring costs beyond a forward pass, beside other libraries, and its memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.chest import chest_xrays
+from benchmarks.registry import Absent, Case, benchmark
+from egal_bench import model, precision
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
+from egal_bench.model import Network
+from egal_bench.pool_pass import score, scorer
+from egal_bench.precision import autocast
+from egal_bench.profile_peers import peers
+from egal_bench.profile_stages import Resident
+
+BATCH, IMAGES, THREADS = 32, 128, 2
+NETWORKS = {"resnet18 224²": "resnet18", "densenet121 224²": "densenet121"}
+
+
+def prepared(backbone: str, home: Path, images: int) -> tuple[Network, Dataset, Resident, Config]:
+    """A network without pretrained weights, in the faster precision, and X-rays with ROI on their way through it."""
+    torch.set_num_threads(THREADS)
+    dataset = chest_xrays(home)
+    config = Config(backbone=backbone, device="cpu", threads=THREADS)
+    config = config.model_copy(update={"precision": precision.chosen(config, dataset, "cpu")})
+    network = model.of_config(config, dataset, seed=0).eval()
+    with_roi = dataset.pool[dataset.has_roi[dataset.pool]]
+    positions = np.random.default_rng(0).permutation(with_roi)[:images]
+    return network, dataset, Resident.of(network, dataset, positions, config, BATCH), config
+
+
+@benchmark(NETWORKS, rounds=11)
+def share_of_forward(backbone: str, home: Path) -> Case:
+    """The pass from shards to scores, against scoring and against the forward pass alone of images in memory.
+
+    All in one precision, bfloat16 where that is faster, in batches of 32 on two threads.
+
+    Why: the Grad-CAM comes from the features that the forward pass has just made, and reading happens in threads of its
+    own, which take from the network what they use of the two cores.
+    """
+    network, dataset, there, config = prepared(backbone, home, IMAGES)
+    step = scorer(network, config, "cpu", overlap=True)
+
+    @torch.inference_mode()
+    def scoring() -> list[torch.Tensor]:
+        return [step(images, roi)["rows"] for images, roi in zip(there.images, there.rois, strict=True)]
+
+    @torch.inference_mode()
+    def forward() -> torch.Tensor:
+        logits = []
+        for images in there.images:
+            with autocast("cpu", config.precision):
+                maps = network.features(images)
+            logits.append(network.head(maps.mean((2, 3), dtype=torch.float32)))
+        return torch.cat(logits)
+
+    def whole():
+        return score(network, dataset, there.positions, config, "cpu", overlap=True, batch=BATCH)
+
+    def check() -> None:
+        np.testing.assert_allclose(whole().logits, forward().numpy(), rtol=1e-4, atol=1e-5)
+
+    contenders = {"pass from shards": whole, "scoring in memory": scoring, "forward alone in memory": forward}
+    return Case(contenders, len(there.positions), check)
+
+
+@benchmark(NETWORKS, rounds=7)
+def against_libraries(backbone: str, home: Path) -> Case:
+    """Scoring a batch of 32 in memory, against Grad-CAM → resize → threshold → Dice by other libraries.
+
+    Each as documented, in float32; "(same precision)" is pytorch-grad-cam with our precision and memory format. Their
+    Dice is compared with ours, in their own convention, before any is timed.
+
+    Why: they run the trunk with gradients and a full backward pass, and upsample a map an image.
+    """
+    network, _, there, config = prepared(backbone, home, BATCH)
+    images, roi = there.images[0], there.rois[0]
+    step = scorer(network, config, "cpu", overlap=True)
+
+    @torch.inference_mode()
+    def ours() -> torch.Tensor:
+        return step(images, roi)["rows"]
+
+    found = peers(network, images, roi, config)
+    if not (there_are := {name: peer for name, peer in found.items() if not peer.why.startswith("not installed")}):
+        raise Absent("no other library is installed: pip install 'egal-bench[peers]'")
+
+    def check() -> None:
+        wrong = {name: peer.why for name, peer in there_are.items() if peer.why}
+        assert not wrong, wrong
+
+    return Case({"scoring": ours} | {name: peer.run for name, peer in there_are.items()}, BATCH, check)
+
+
+@benchmark({"8²": None}, rounds=1, metric="peak_mb")
+def memory(_: None, home: Path) -> Case:
+    """Peak memory of a process that scores 10⁴ or 10⁶ samples of one set with a tiny network.
+
+    Why: beside the index, a few numbers a sample stay of a pass: the scores, 48 bytes here. Images live for a batch.
+    """
+    torch.set_num_threads(THREADS)
+    alone(SYNTHETIC, home / "million")
+
+    def peak(count: int) -> Callable[[], float]:
+        return lambda: alone(PASS, home / "million", count)
+
+    return Case({f"{count:,} samples": peak(count) for count in (10**6, 10**4)}, 10**6, lambda: None)
+
+
+def alone(code: str, *words: object) -> float:
+    """The number that a process of its own prints."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+SYNTHETIC = """
+    import sys
+    import numpy as np
+    from egal_shards import pack
+    from egal_shards.records import Raw, Record, Source
+    from pathlib import Path
+
+    class Records:
+        def __len__(self):
+            return 10**6
+        def __getitem__(self, i):
+            image = np.full((8, 8), i % 251, np.uint8)
+            image[i % 8] = 255 - i % 7
+            return Record(f"s{i:07d}", "ab"[i // 2 % 2], f"g{i}", f"{i}", lambda: Raw(image, image > 250))
+        def __iter__(self):
+            return (self[i] for i in range(len(self)))
+
+    if not Path(sys.argv[1]).is_dir():
+        pack(Source("million", ("a", "b"), Records(), {}), sys.argv[1], size=8, progress=False)
+    print(0)
+"""
+PASS = """
+    import re, sys
+    from pathlib import Path
+    import numpy as np
+    from egal_bench import model
+    from egal_bench.config import Config
+    from egal_bench.dataset import open_dataset
+    from egal_bench.pool_pass import score
+    dataset = open_dataset(sys.argv[1])
+    config = Config(backbone="small-cnn", precision="float32", device="cpu")
+    network = model.of_config(config, dataset, seed=0).eval()
+    score(network, dataset, np.arange(int(sys.argv[2])), config, "cpu", overlap=True, batch=256)
+    print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
+"""
