@@ -91,7 +91,7 @@ def _show(table: Group) -> None:
     """Print it as wide as the terminal; to a file, wide enough for all columns."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _batch(text: str | None) -> int | Literal["auto"] | None:
