@@ -10,6 +10,7 @@ from PIL import Image
 
 from egal_shards.errors import ShardError
 from egal_shards.records import Box
+from egal_shards.resampling import resample
 
 Resize = Literal["letterbox", "squash"]
 
@@ -39,9 +40,15 @@ def place(width: int, height: int, size: int, resize: Resize) -> Placement:
     return Placement(width, height, size, (size - columns) // 2, (size - rows) // 2, columns, rows)
 
 
-def resize_image(image: Image.Image, at: Placement) -> np.ndarray:
-    """[size,size] or [size,size,3], u8 or (mode F) f32: bilinear, antialiased when it shrinks, zero around it."""
-    small = np.asarray(image.resize((at.columns, at.rows), Image.Resampling.BILINEAR))
+def resize_image(image: np.ndarray, at: Placement) -> np.ndarray:
+    """[size,size] or [size,size,3] of u8 [H,W] or [H,W,3], or of f32 [H,W]: bilinear, antialiased when it shrinks,
+    zero around it."""
+    if image.dtype == np.uint8:
+        small = resample(image, at.rows, at.columns)
+    else:
+        small = np.asarray(Image.fromarray(image).resize((at.columns, at.rows), Image.Resampling.BILINEAR))
+    if small.shape[:2] == (at.size, at.size):
+        return small
     canvas = np.zeros((at.size, at.size, *small.shape[2:]), small.dtype)
     canvas[at.top : at.top + at.rows, at.left : at.left + at.columns] = small
     return canvas

@@ -55,7 +55,8 @@ def _pixels(path: File) -> np.ndarray:
                 f"{path}: holds {'16-bit colour or signed' if _is_16_bit(image) else image.mode} pixels; "
                 "8-bit grey or RGB and 16-bit grey are read, convert it to one of these"
             )
-        return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def read_mask(path: File) -> np.ndarray:

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
 )
 
 _TEXTS = ["key", "group", "split"]
+_ROWS = 1 << 16  # checked at a time, about
 _LETTERS = np.array([KEY.fullmatch(chr(byte)) is not None for byte in range(256)])
 _NUMBERS = pa.list_(pa.field("element", pa.int64(), nullable=False))
 _ACCEPTED = {name: (pa.dictionary(pa.int32(), pa.string()),) for name in _TEXTS} | {
@@ -72,7 +73,7 @@ class Index:
         """The index of a set. ShardError where it is not the one that the manifest describes."""
         path = folder / INDEX
         table = _table(path, manifest)
-        offsets = table["offsets"].chunk(0).flatten().to_numpy().reshape(-1, 6)
+        offsets = table["offsets"].chunk(0).values.to_numpy().reshape(-1, 6)
         numbers = {name: table[name].to_numpy() for name in ("shard", "label", "roi_area")}
         texts = {name: table[name].chunk(0) for name in ("key", "group", "split", "sha256")}
         index = cls(table, texts, offsets=offsets, **numbers)
@@ -110,7 +111,7 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
         raise ShardError(f"{path}: cannot be read ({str(error).splitlines()[0]}); pack the set again") from None
     except ValueError as error:  # a missing value in a column that may have none
         raise error if isinstance(error, ShardError) else foreign from None
-    if any(column.null_count for column in (*columns, columns[SCHEMA.get_field_index("offsets")].flatten())):
+    if any(column.null_count for column in (*columns, columns[SCHEMA.get_field_index("offsets")].values)):
         raise foreign
     return table
 
@@ -144,12 +145,14 @@ def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
 def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """(fault, whether the set is free of it); later rules presuppose the earlier."""
     samples = [shard.samples for shard in manifest.shards]
-    key, split = index.table["key"], index.table["split"]
+    split = index.table["split"]
     yield "a key is not 1 to 80 of A-Z a-z 0-9 _ -", _named(index.texts["key"])
-    yield "a key occurs twice", pc.count_distinct(key).as_py() == len(key)
+    yield "a key occurs twice", _distinct(index.texts["key"])
     ordered = np.array_equal(index.shard, np.repeat(np.arange(len(samples)), samples))
     yield "its shards are not those of the manifest, in order", ordered
-    yield "its offsets are not those of whole members, one after the other", _whole(index, manifest)
+    blocks = np.array_split(np.arange(len(samples)), min(len(samples), -(-len(index.shard) // _ROWS)))
+    whole = all(_whole(index, manifest, int(block[0]), int(block[-1]) + 1) for block in blocks)
+    yield "its offsets are not those of whole members, one after the other", whole
     labels = index.label[(index.label >= 0) & (index.label < len(manifest.classes))]
     per_class = np.bincount(labels, minlength=len(manifest.classes)).tolist()
     yield "its labels are not those that the manifest counts", per_class == list(manifest.counts.classes.values())
@@ -163,15 +166,30 @@ def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
 def _named(keys: pa.Array) -> bool:
     """Whether each is a KEY: the bytes of all are looked up at once."""
     sizes = pc.min_max(pc.binary_length(keys)).as_py()
+    ends, text = _letters(keys)
+    return bool(sizes["min"] >= 1 and sizes["max"] <= 80 and _LETTERS[text[ends[0] : ends[-1]]].all())
+
+
+def _distinct(keys: pa.Array) -> bool:
+    """Whether no two are equal. By their last letter, since Arrow's table of all takes several times their memory."""
+    ends, text = _letters(keys)
+    last = text[ends[1:] - 1]
+    alike = (keys.filter(pa.array(last == letter)) for letter in np.unique(last))
+    return all(pc.count_distinct(some).as_py() == len(some) for some in alike)
+
+
+def _letters(keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [N+1], u8): key i is the bytes from ends[i] to ends[i+1]."""
     _, ends, text = keys.buffers()
-    begin, end = np.frombuffer(ends, np.int32)[[keys.offset, keys.offset + len(keys)]]
-    letters = np.frombuffer(text or b"", np.uint8)[begin:end]
-    return bool(sizes["min"] >= 1 and sizes["max"] <= 80 and _LETTERS[letters].all())
+    return np.frombuffer(ends, np.int32)[keys.offset :][: len(keys) + 1], np.frombuffer(text or b"", np.uint8)
 
 
-def _whole(index: Index, manifest: Manifest) -> bool:
-    """Payload sizes are those of the format, and members fill each shard from its first block to its end marker."""
-    image, roi, text = index.offsets[:, 1], index.offsets[:, 3], index.offsets[:, 5]
+def _whole(index: Index, manifest: Manifest, begin: int, end: int) -> bool:
+    """In the shards [begin, end) payload sizes are those of the format, and members fill each shard from its first
+    block to its end marker."""
+    first, last = np.searchsorted(index.shard, (begin, end))
+    shard, offsets = index.shard[first:last] - begin, index.offsets[first:last]
+    image, roi, text = offsets[:, 1], offsets[:, 3], offsets[:, 5]
     spec = manifest.image
     pixels = np.dtype(spec.dtype).itemsize * spec.channels * spec.size**2  # bytes
     words = 4 * int(np.prod(roi_shape(manifest.image.size)))
@@ -181,14 +199,12 @@ def _whole(index: Index, manifest: Manifest) -> bool:
         sized = ((image > 0) & (image <= 2 * pixels + (1 << 16))).all()  # far above what an encoder can need
     if not (sized and np.isin(roi, (0, HEADER + words)).all() and ((text > 1) & (text <= MAX_SAMPLE_JSON)).all()):
         return False
-    sizes = index.offsets[:, 1::2]
+    sizes = offsets[:, 1::2]
     spans = np.where(sizes > 0, BLOCK + -(-sizes // BLOCK) * BLOCK, 0)  # header and padded payload
     ends = np.cumsum(spans).reshape(-1, 3)
-    first = np.searchsorted(index.shard, np.arange(len(manifest.shards)))  # row that opens each shard
-    base = (ends[:, 2] - spans.sum(axis=1))[first]
-    starts = np.subtract(ends, spans, out=spans)
-    starts -= (base - BLOCK)[index.shard][:, None]
-    starts[sizes == 0] = 0
-    capacity = np.array([shard.bytes for shard in manifest.shards]) - 2 * BLOCK
-    last = np.append(first[1:], len(index.shard)) - 1
-    return bool(np.array_equal(index.offsets[:, 0::2], starts) and (ends[last, 2] - base <= capacity).all())
+    opening = np.searchsorted(shard, np.arange(end - begin))  # row that opens each shard
+    base = (ends[:, 2] - spans.sum(axis=1))[opening]
+    starts = np.where(sizes > 0, ends - spans - (base - BLOCK)[shard][:, None], 0)
+    capacity = np.array([file.bytes for file in manifest.shards[begin:end]]) - 2 * BLOCK
+    closing = np.append(opening[1:], len(shard)) - 1
+    return bool(np.array_equal(offsets[:, 0::2], starts) and (ends[closing, 2] - base <= capacity).all())

@@ -39,11 +39,14 @@ def fit_image(image: np.ndarray, at: Placement, channels: int, dtype: "ImageDtyp
     stays white; u16 → u8 has no rule here. Grey is repeated; colours become luma (BT.601).
     """
     if image.dtype.name == dtype == "uint8":
-        return resize_image(Image.fromarray(image).convert("L" if channels == 1 else "RGB"), at)
+        if channels == 1 and image.ndim == 3:
+            image = np.asarray(Image.fromarray(image).convert("L"))
+        fitted = resize_image(image, at)
+        return fitted if channels == 1 or fitted.ndim == 3 else np.repeat(fitted[..., None], 3, axis=2)
     top = np.iinfo(dtype).max
     scale = {"uint8": 257, "uint16": 1, "float32": top}[image.dtype.name]
     planes = np.atleast_3d(image).transpose(2, 0, 1)
-    small = np.stack([resize_image(Image.fromarray(plane.astype(np.float32)), at) for plane in planes], axis=-1)
+    small = np.stack([resize_image(plane.astype(np.float32), at) for plane in planes], axis=-1)
     if channels == 1 and len(planes) == 3:
         small = small @ _LUMA
     fitted = np.rint(np.clip(small * scale, 0, top)).astype(dtype)

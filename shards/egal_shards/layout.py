@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-import tarfile
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -68,9 +67,12 @@ def padded(size: int) -> int:
 
 def member_header(name: str, size: int) -> bytes:
     """The 512-byte ustar header of a regular file with mode 644 and no owner or time."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    fields = b"".join((
+        name.encode("ascii").ljust(100, b"\0"), b"0000644\0", 2 * b"0000000\0",  # mode, user, group
+        b"%011o\0" % size, b"00000000000\0", 8 * b" ", b"0", bytes(100),  # size, time, checksum, type, link
+        b"ustar\00000",
+    )).ljust(BLOCK, b"\0")  # fmt: skip
+    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
 
 
 @lru_cache(maxsize=64)
@@ -109,7 +111,7 @@ def encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
     if image_format == "npy":
         descr = DESCR[image.dtype.name]
         planes = np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1), descr)
-        return npy_header(descr, planes.shape) + planes.tobytes()
+        return npy_header(descr, planes.shape) + planes.data.cast("B")
     stream = io.BytesIO()
     lossy = {"quality": 95, "subsampling": 0} if image_format == "jpg" else {}
     Image.fromarray(image).save(stream, _PILLOW[image_format], **lossy)

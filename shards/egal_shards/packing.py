@@ -1,12 +1,14 @@
 """From a source to a shard set: decode in parallel, write in order, appear all at once."""
 
+import fcntl
+import glob
 import json
 import os
 import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ from egal_shards.progress import progress_bar
 from egal_shards.records import Raw, Record, Source
 from egal_shards.split import Split, assign
 from egal_shards.threads import cores, ordered_map
-from egal_shards.writer import Encoded, SetWriter
+from egal_shards.writer import Encoded, SetWriter, encode
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,10 @@ def pack(
     if progress and "note" in source.made:
         print(f"{source.name}: {source.made['note']}", file=sys.stderr)
 
-    def encode(item: tuple[Record, str, str]) -> Encoded:
-        return _encode(*item, spec, source.classes)
-
     with _appearing(Path(out_dir)) as folder, SetWriter(folder, shard_mb * 1e6) as writer:
         with progress_bar(f"pack {source.name}", len(plan), progress) as advance:
-            for sample in ordered_map(encode, plan, cores(), 4 * cores()):
-                writer.add(sample, image_format)
+            for sample in ordered_map(lambda item: _encode(*item, spec, source.classes), plan, cores(), 4 * cores()):
+                writer.add(sample)
                 advance(1)
         image = {"size": size, "channels": channels, "dtype": dtype, "format": image_format}
         writer.finish(name=source.name, classes=source.classes, image=image, resize=resize, made=made)
@@ -147,12 +146,9 @@ def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence
             "about": record.about,
         }
     )
-    text = about.to_bytes()
-    if len(text) > layout.MAX_SAMPLE_JSON:
-        raise ShardError(f"{record.file}: has too many boxes ({len(boxes)}) to be stored; merge them or use a mask")
     area = int(np.count_nonzero(mask))
     roi = layout.encode_roi(mask) if area else b""
-    return Encoded(record.key, about, area, (layout.encode_image(image, spec.image_format), roi, text))
+    return encode(record.key, about, area, layout.encode_image(image, spec.image_format), roi, spec.image_format)
 
 
 def _checked(raw: Raw, file: str, spec: _Spec) -> tuple[int, int]:
@@ -187,24 +183,37 @@ def _appearing(out: Path) -> Iterator[Path]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ShardError(f"{out}: exists already; choose another folder, or delete it first")
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out.absolute())
         folder = out.absolute().parent / f".{out.absolute().name}.{uuid.uuid4().hex[:8]}.partial"
         folder.mkdir()
-        try:
-            yield folder
-            _sync(folder)
-            folder.rename(out)
-            _sync(out.absolute().parent)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with _handle(folder) as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # ends with the process, however that ends
+            try:
+                yield folder
+                os.fsync(held)
+                folder.rename(out)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        with _handle(out.absolute().parent) as parent:
+            os.fsync(parent)
     except OSError as error:
         raise ShardError(
             f"{error.filename or out}: {error.strerror or error}; check the disk and permissions"
         ) from error
 
 
-def _sync(folder: Path) -> None:
+def _remove_abandoned(out: Path) -> None:
+    """What packs into `out` left behind that were killed: nobody holds the lock of its folder."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.{'[0-9a-f]' * 8}.partial"):
+        with _handle(folder) as handle, suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _handle(folder: Path) -> Iterator[int]:
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        yield handle
     finally:
         os.close(handle)

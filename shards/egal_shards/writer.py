@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from egal_shards import layout
+from egal_shards.errors import ShardError
 from egal_shards.index import SCHEMA, index_bytes
 from egal_shards.manifest import INDEX, MANIFEST, manifest_bytes, shard_name
 
@@ -18,10 +19,34 @@ _END = bytes(2 * layout.BLOCK)  # what closes a tar
 class Encoded:
     """A sample ready to be written."""
 
-    key: str
-    about: layout.SampleJson
-    roi_area: int
-    payloads: tuple[bytes, bytes, bytes]  # image, roi (empty where there is none), json
+    row: dict[str, Any]  # of the index, but for its shard; offsets count from the sample's first byte
+    data: bytes  # its members
+
+
+def encode(
+    key: str, about: layout.SampleJson, roi_area: int, image: bytes, roi: bytes, image_format: layout.ImageFormat
+) -> Encoded:
+    """A sample of these payloads (roi: empty where there is none). ShardError where its json is too long."""
+    text = about.to_bytes()
+    if len(text) > layout.MAX_SAMPLE_JSON:
+        raise ShardError(
+            f"{about.file}: has too many boxes ({len(about.boxes)}) to be stored; merge them or use a mask"
+        )
+    names = iter(layout.members(key, image_format, roi_area > 0))
+    blocks: list[bytes] = []
+    offsets: list[int] = []
+    digest, end = hashlib.sha256(), 0
+    for payload in (image, roi, text):
+        digest.update(payload)
+        offsets += (end + layout.BLOCK if payload else 0, len(payload))
+        if payload:
+            blocks += [layout.member_header(next(names), len(payload)), payload, bytes(-len(payload) % layout.BLOCK)]
+            end += layout.BLOCK + layout.padded(len(payload))
+    row = {
+        "key": key, "offsets": offsets, "label": about.label, "group": about.group, "split": about.split,
+        "roi_area": roi_area, "sha256": digest.digest(),
+    }  # fmt: skip
+    return Encoded(row, b"".join(blocks))
 
 
 class SetWriter:
@@ -40,34 +65,14 @@ class SetWriter:
         if self._file is not None:
             self._file.close()
 
-    def add(self, sample: Encoded, image_format: str) -> None:
+    def add(self, sample: Encoded) -> None:
         """Append a sample to the open shard, or to a new one where it would not fit."""
-        names = iter(layout.members(sample.key, image_format, sample.roi_area > 0))
-        blocks: list[bytes] = []
-        offsets: list[tuple[int, int]] = []
-        end = 0
-        for payload in sample.payloads:
-            if payload:
-                padded = payload.ljust(layout.padded(len(payload)), b"\0")
-                blocks += [layout.member_header(next(names), len(payload)), padded]
-                offsets.append((end + layout.BLOCK, len(payload)))
-                end += layout.BLOCK + len(padded)
-            else:
-                offsets.append((0, 0))
-        base = self._make_room(end)
-        self._append(b"".join(blocks))
+        base = self._make_room(len(sample.data))
+        self._append(sample.data)
         self._shards[-1]["samples"] += 1
-        row = {
-            "key": sample.key,
-            "shard": len(self._shards) - 1,
-            "offsets": [value for at, size in offsets for value in ((base + at if size else 0), size)],
-            "label": sample.about.label,
-            "group": sample.about.group,
-            "split": sample.about.split,
-            "roi_area": sample.roi_area,
-            "sha256": hashlib.sha256(b"".join(sample.payloads)).digest(),
-        }
-        for name, value in row.items():
+        image, size, roi, roi_size, text, text_size = sample.row["offsets"]
+        offsets = [base + image, size, base + roi if roi_size else 0, roi_size, base + text, text_size]
+        for name, value in (sample.row | {"shard": len(self._shards) - 1, "offsets": offsets}).items():
             self._rows[name].append(value)
 
     def finish(self, classes: tuple[str, ...], **fields: Any) -> None:

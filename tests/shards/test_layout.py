@@ -89,6 +89,7 @@ def test_png_of_another_size_mode_or_format_is_refused():
 def test_member_headers_are_ustar_without_owner_or_time():
     block = layout.member_header("k.json", 7)
     member = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+    assert block == member.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
     assert block[257:265] == b"ustar\x0000"
     assert (member.name, member.size, member.mtime, member.uid, member.gid, member.uname, member.mode) == (
         "k.json", 7, 0, 0, 0, "", 0o644,

@@ -1,5 +1,6 @@
 """Packing and reading back: what went in comes out, in every format, byte for byte the same each time."""
 
+import fcntl
 import io
 import json
 import os
@@ -30,7 +31,7 @@ def expected(i, channels, colour, resize, size=16):
     """Image [C,H,W] and ROI by way of geometry, which has tests of its own."""
     one = raw(i, colour=colour)
     at = place(one.image.shape[1], one.image.shape[0], size, resize)
-    image = resize_image(Image.fromarray(one.image).convert("L" if channels == 1 else "RGB"), at)
+    image = resize_image(np.asarray(Image.fromarray(one.image).convert("L" if channels == 1 else "RGB")), at)
     roi = draw_boxes(one.boxes, at) if one.mask is None else resize_mask(one.mask, at)
     return np.atleast_3d(image).transpose(2, 0, 1), roi
 
@@ -352,3 +353,19 @@ def test_index_reads_with_stock_pandas(tmp_path):
     frame = pd.read_parquet(tmp_path / "set" / "index.parquet")
     assert frame.columns.tolist() == ["key", "shard", "offsets", "label", "group", "split", "roi_area", "sha256"]
     assert len(frame.offsets[0]) == 6
+
+
+def test_what_a_killed_pack_left_behind_goes_and_what_another_is_writing_stays(tmp_path):
+    killed, running, foreign = (tmp_path / f".set.{name}.partial" for name in ("0" * 8, "1" * 8, "mine"))
+    for folder in (killed, running, foreign):
+        folder.mkdir()
+        (folder / "shard-000000.tar").write_bytes(b"x")
+    handle = os.open(running, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        quiet_pack(source(), tmp_path / "set")
+    finally:
+        os.close(handle)
+    assert sorted(tmp_path.iterdir()) == sorted([running, foreign, tmp_path / "set"])
+    quiet_pack(source(), tmp_path / "other")
+    assert running.exists()
