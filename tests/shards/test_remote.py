@@ -347,6 +347,25 @@ def test_files_through_fsspec(pristine, cache):
         ShardSet(f"{pristine.as_uri()}/absent")
 
 
+def test_any_filesystem_that_fsspec_knows(pristine, cache):
+    """Object stores whose packages are not here take this way, too."""
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra `remote`")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(pristine), "/pools/brain", recursive=True)
+    try:
+        assert verify("memory://pools/brain", progress=False) == verify(pristine, progress=False)
+        assert_equal(ShardSet("memory://pools/brain"), ShardSet(pristine))
+    finally:
+        memory.rm("/pools", recursive=True)
+
+
+def test_a_store_whose_package_is_missing_is_named(cache, monkeypatch):
+    pytest.importorskip("fsspec", reason="needs the extra `remote`")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ShardError, match=r"gs://bucket/set/manifest.json: needs packages .*gcsfs"):
+        ShardSet("gs://bucket/set")
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
