@@ -19,7 +19,7 @@ from egal_bench.dataset import Dataset, open_dataset, phantom_set
 from egal_bench.devices import chosen_device
 from egal_bench.environment import environment
 from egal_bench.errors import BenchError, Interrupted, unknown
-from egal_bench.processes import run_all
+from egal_bench.processes import load_ahead, run_all
 from egal_bench.progress import console, counted, rounds_of
 from egal_bench.report import draw_learning_curves
 from egal_bench.results import load
@@ -60,6 +60,8 @@ def compare(config: Config) -> Comparison:
     out = _folder(config)
     datasets = [open_dataset(path) for path in config.shards or [phantom_set(config, out)]]
     _check(datasets, config)
+    if config.workers != 1:
+        load_ahead(config.regime)
     device = chosen_device(config.device)
     config = config.model_copy(update={"precision": _precision(config, datasets[0], out, device)})
     tasks = _tasks(config, datasets, out, device)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,6 @@ def identity(dataset: Dataset, backbone: str, weights_digest: str, size: int | N
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=1)  # mapped once a process: each page faults once, not once a run
 def open_features(folder: Path) -> Features:
     """The Features that `extract` left in `folder`."""
     return Features(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Features.__annotations__))

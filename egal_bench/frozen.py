@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
@@ -17,7 +16,8 @@ from egal_bench.features import Features
 from egal_bench.scores import Scores, as_rows, check_finite, of_columns
 from egal_kernels import Acquisition, PackedRoi, acquire
 
-CHUNK = 64  # rows read from the memory maps at a time
+CHUNK = 64  # rows copied from the memory maps at a time
+CORRECTIONS = 20  # gradients that L-BFGS remembers: fewer take more steps, more make each step dearer
 
 
 class FrozenLearner:
@@ -25,7 +25,7 @@ class FrozenLearner:
 
     def __init__(self, dataset: Dataset, features: Features, config: Config) -> None:
         self.dataset, self.cached, self.config = dataset, features, config
-        self.mean, self.scale = _moments(features.pooled, dataset.pool)
+        self.mean, self.scale = _moments(features.pooled, np.sort(dataset.pool))
         self.weight = np.zeros((dataset.classes, len(self.mean)), np.float32)
         self.bias = np.zeros(dataset.classes, np.float32)
 
@@ -53,11 +53,14 @@ class FrozenLearner:
     def _acquire(self, positions: np.ndarray) -> Iterator[Acquisition]:
         weight, bias = torch.from_numpy(self.weight), torch.from_numpy(self.bias)
         height = self.dataset.shards.manifest.image.size
+        shape, dtype = (CHUNK, *self.cached.maps.shape[1:]), self.cached.maps.dtype
+        copied = np.empty(shape, dtype)  # once: fresh memory would cost more than the copy
         for start in range(0, len(positions), CHUNK):
             rows = positions[start : start + CHUNK]
-            maps, roi = torch.from_numpy(self.cached.maps[rows]), torch.from_numpy(self.cached.roi[rows])
+            maps = np.take(self.cached.maps, rows, axis=0, out=copied[: len(rows)], mode="clip")  # "raise" copies twice
+            roi = PackedRoi(torch.from_numpy(self.cached.roi[rows]), height)
             yield acquire(
-                maps, weight, bias, PackedRoi(roi, height),
+                torch.from_numpy(maps), weight, bias, roi,
                 threshold=self.config.threshold, convention=self.config.explain_convention,
             )  # fmt: skip
 
@@ -82,17 +85,22 @@ def logistic_regression(x: np.ndarray, labels: np.ndarray, classes: int, l2: flo
 
 
 def _minimise(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    one_hot = np.eye(classes)[labels]  # [N, K]
+    one_hot = np.eye(classes)[:, labels]  # [K, N]: with classes first, products and sums run along the rows of memory
+    transposed = np.ascontiguousarray(x.T)
     shape = (classes, x.shape[1] + 1)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w, b = flat.reshape(shape)[:, :-1], flat.reshape(shape)[:, -1]
-        log_p = log_softmax(x @ w.T + b, axis=1)
-        error = (np.exp(log_p) - one_hot) / len(x)  # [N, K]
-        gradient = np.hstack([error.T @ x + l2 * w, error.sum(axis=0)[:, None]])
-        return -(one_hot * log_p).sum() / len(x) + l2 / 2 * (w * w).sum(), gradient.ravel()
+        w, b = flat.reshape(shape)[:, :-1], flat.reshape(shape)[:, -1:]
+        z = w @ transposed + b  # [K, N]
+        z -= z.max(axis=0)
+        exp = np.exp(z)
+        total = exp.sum(axis=0)
+        error = (exp / total - one_hot) / len(x)
+        gradient = np.hstack([error @ x + l2 * w, error.sum(axis=1, keepdims=True)])
+        nll = (np.log(total).sum() - (one_hot * z).sum()) / len(x)
+        return nll + l2 / 2 * (w * w).sum(), gradient.ravel()
 
-    options = {"maxiter": 5000, "gtol": 1e-7, "ftol": 0.0}
+    options = {"maxiter": 5000, "maxcor": CORRECTIONS, "gtol": 1e-7, "ftol": 0.0}
     found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
     if not found.success:
         raise BenchError(f"the linear head did not converge ({found.message}); raise --l2")
@@ -104,7 +112,7 @@ def _moments(pooled: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Mean and standard deviation of the pool's features, [C]: no label enters, so every strategy shares them."""
     total = squares = np.zeros(pooled.shape[1])
     for start in range(0, len(pool), 4096):
-        rows = pooled[np.sort(pool[start : start + 4096])].astype(np.float64)
+        rows = pooled[pool[start : start + 4096]].astype(np.float64)
         total, squares = total + rows.sum(axis=0), squares + (rows * rows).sum(axis=0)
     mean = total / len(pool)
     deviation = np.sqrt(np.maximum(squares / len(pool) - mean * mean, 0.0))

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
 from egal_bench.errors import BenchError
 from egal_bench.run import Task, run
+
+# Workers are forked from a process that has loaded what they need and done nothing else, since forking one that has
+# used torch's threads may hang; macOS may not fork after loading its frameworks, Windows cannot.
+CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
+
+
+def load_ahead(regime: str) -> None:
+    """Begin to load what workers of `regime` need, once for all of them, while the caller goes on."""
+    if sys.platform == "linux":
+        CONTEXT.set_forkserver_preload([__name__, f"egal_bench.{regime}"])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_all(tasks: Sequence[Task], workers: int, report: Callable[[Task, int, int, float], None]) -> None:
@@ -28,12 +45,11 @@ def run_all(tasks: Sequence[Task], workers: int, report: Callable[[Task, int, in
             with _named(task):
                 run(task, partial(report, task))
         return
-    context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads may hang
     waiting, busy, processes = list(reversed(tasks)), {}, []
     try:
         for _ in range(min(workers, len(tasks))):
-            ours, theirs = context.Pipe()
-            processes.append(context.Process(target=_serve, args=(theirs,), daemon=True))
+            ours, theirs = CONTEXT.Pipe()
+            processes.append(CONTEXT.Process(target=_serve, args=(theirs,), daemon=True))
             processes[-1].start()
             theirs.close()
             busy[ours] = waiting.pop()

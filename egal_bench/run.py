@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -104,19 +105,23 @@ def _learner(task: Task, dataset: Dataset, streams: dict[str, np.random.SeedSequ
     """The regime's learner, torch set up so that one seed gives one result."""
     import torch
 
-    from egal_bench import features, finetune, frozen, model, weights
-
     torch.set_num_threads(task.config.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if task.features is not None:
-        return frozen.FrozenLearner(dataset, features.open_features(task.features), task.config)
-    image = dataset.shards.manifest.image
-    network = model.build(
-        task.config.backbone, dataset.classes, image_channels=image.channels, image_size=image.size,
-        size=task.config.size, seed=int(streams["model"].generate_state(1)[0]),
-        weights=weights.load(task.config.weights, task.config.backbone)[0],
-    )  # fmt: skip
+        return _frozen_learner(task.shards, task.features, task.config)
+    from egal_bench import finetune, model, weights
+
+    state, _ = weights.load(task.config.weights, task.config.backbone)
+    network = model.of_config(task.config, dataset, int(streams["model"].generate_state(1)[0]), state)
     return finetune.FinetuneLearner(dataset, network, task.config, streams["loader"], task.device, task.unfinished)
+
+
+@lru_cache(maxsize=1)  # one for all runs of a process, since each fit begins from zero; `features` are of one content
+def _frozen_learner(shards: str, features: Path, config: Config) -> Learner:
+    from egal_bench.features import open_features
+    from egal_bench.frozen import FrozenLearner
+
+    return FrozenLearner(open_dataset(shards), open_features(features), config)
 
 
 def _evaluated(

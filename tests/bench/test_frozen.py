@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from egal_bench import frozen
 from egal_bench.config import Config
 from egal_bench.features import Features
 from egal_bench.frozen import FrozenLearner, logistic_regression
@@ -84,6 +85,18 @@ def test_both_ways_to_score_give_the_same_logits_and_only_one_looks_at_rois():
     assert cheap.overlap is None
     assert full.overlap.roi_area[1] == 0
     assert np.isnan(full.overlap.dice).tolist() == [False, True, False]
+
+
+def test_scores_do_not_depend_on_the_chunks_they_are_read_in(monkeypatch):
+    made, _ = learner()
+    made.fit(np.arange(12), 0)
+    positions = np.random.default_rng(0).permutation(40)
+    whole = made.score(positions, overlap=True)
+    monkeypatch.setattr(frozen, "CHUNK", 7)
+    parts = made.score(positions, overlap=True)
+    np.testing.assert_array_equal(parts.logits, whole.logits)
+    np.testing.assert_array_equal(parts.overlap.intersection, whole.overlap.intersection)
+    assert len(np.unique(whole.logits, axis=0)) == 40
 
 
 def test_soft_overlap_is_used_where_configured():

@@ -47,3 +47,8 @@ def test_metrics_agree_with_their_definitions(seed, n, classes):
 def test_macro_f1_counts_a_class_that_is_never_predicted_as_zero():
     logits = np.array([[2.0, 1.0, 0.0]] * 3, np.float32)  # always class 0
     assert evaluate(logits, np.array([0, 1, 2]))["macro_f1"] == pytest.approx((2 * 1 / (2 * 1 + 2)) / 3)
+
+
+def test_ties_of_a_score_count_half():
+    logits = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], np.float32)
+    assert evaluate(logits, np.array([0, 1, 1, 0]))["macro_auc"] == (2 * 1 + 2 * 0.5) / 4
