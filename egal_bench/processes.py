@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
@@ -25,6 +25,7 @@ def load_ahead(regime: str) -> None:
     """Begin to load what workers of `regime` need, once for all of them, while the caller goes on."""
     if sys.platform == "linux":
         CONTEXT.set_forkserver_preload([__name__, f"egal_bench.{regime}"])
+        resource_tracker.ensure_running()  # the server's start would start it, and with that unblock the signal
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's
         try:
             forkserver.ensure_running()

@@ -181,6 +181,20 @@ def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(tmp_path):
     assert list((tmp_path / "cut").rglob(".part*")) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux")
+def test_ctrl_c_while_workers_are_loaded_is_the_parents_alone():
+    script = (
+        "import os, signal, time\n"
+        "from egal_bench.processes import load_ahead\n"
+        "load_ahead('frozen')\n"
+        "time.sleep(0.7)\n"  # by now it imports torch
+        "try: os.killpg(0, signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def test_a_dead_worker_is_reported_and_finished_runs_are_kept(tmp_path):
     (tmp_path / "dies.py").write_text(
         "import os\nclass Dies:\n    needs_roi = needs_features = False\n    def __call__(self, pool): os._exit(9)\n"
