@@ -151,7 +151,8 @@ def _first(words):
 def arrange(bits, words, below):
     """ROI words by row, into `words` [words + 1, W], and ROI pixels of each column above each word, into `below`.
 
-    Only of the columns [left, right) that hold the ROI; returns their range and the ROI's pixels.
+    Only of the columns [left, right) that hold the ROI; returns their range and the ROI's pixels. The last row of words
+    is there to be read and masked out.
     """
     width, count = bits.shape
     flat = bits.ravel()
@@ -164,7 +165,6 @@ def arrange(bits, words, below):
             word[x] = bits[left + x, k]
         for x in range(word.size):
             under[x] = above[x] + popcount(word[x])
-    words[count, left:right] = 0
     return left, right, np.int64(below[count, left:right].sum())
 
 
