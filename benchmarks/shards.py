@@ -161,7 +161,7 @@ def opening_memory(samples: int, home: Path) -> Case:
 def memory(epochs: int, home: Path) -> Case:
     """Peak memory of processes that stream 30,000 and 640 samples. `python -m benchmarks shards/memory`
 
-    765 MB and 746, nearly all of it PyTorch and Numba. What is added: 8 bytes a sample of the set, and batches under
+    760 MB and 747, of which 617 are imports (PyTorch 470). What is added: 8 bytes a sample of the set, batches under
     way, whatever the number of shards.
     """
     folder = packed("npy", home)
