@@ -332,7 +332,7 @@ def pytorch_grad_cam(features: Tensor, weight: Tensor, bias: Tensor, mask: Tenso
 
 
 def assert_counts(out: Acquisition, expected: tuple[Tensor, ...], mask: Tensor) -> None:
-    """At most 1 pixel in 10³ of an image differs: features are summed in another order, and the pixels that the resize
-    clamps at a border flip together."""
+    """At most 1 pixel in 10⁵ differs: features are summed in another order, and the h/2 pixels of a column that the
+    resize clamps at a border flip together."""
     for ours, theirs in zip((out.intersection, out.cam_area, out.roi_area), expected, strict=False):
-        assert (ours - theirs).abs().max() <= mask[0].numel() * 1e-3
+        assert (ours - theirs).abs().sum() <= mask.numel() * 1e-5

@@ -43,6 +43,8 @@ def prepared(backbone: str, home: Path, images: int) -> tuple[Network, Dataset, 
 def share_of_forward(backbone: str, home: Path) -> Case:
     """The pass from shards to scores, against scoring and against the forward pass alone of images in memory.
 
+        python -m benchmarks pool_pass/share-of-forward
+
     All in one precision, bfloat16 where that is faster, in batches of 32 on two threads.
 
     Why: the Grad-CAM comes from the features that the forward pass has just made, and reading happens in threads of its
@@ -78,6 +80,8 @@ def share_of_forward(backbone: str, home: Path) -> Case:
 def against_libraries(backbone: str, home: Path) -> Case:
     """Scoring a batch of 32 in memory, against Grad-CAM → resize → threshold → Dice by other libraries.
 
+        python -m benchmarks pool_pass/against-libraries
+
     Each as documented, in float32; "(same precision)" is pytorch-grad-cam with our precision and memory format. Their
     Dice is compared with ours, in their own convention, before any is timed.
 
@@ -105,6 +109,8 @@ def against_libraries(backbone: str, home: Path) -> Case:
 @benchmark({"8²": None}, rounds=1, metric="peak_mb")
 def memory(_: None, home: Path) -> Case:
     """Peak memory of a process that scores 10⁴ or 10⁶ samples of one set with a tiny network.
+
+        python -m benchmarks pool_pass/memory
 
     Why: beside the index, a few numbers a sample stay of a pass: the scores, 48 bytes here. Images live for a batch.
     """

@@ -24,6 +24,8 @@ OBJECTIVE = Objective(explain=0.1)
 def explained(backbone: str, home: Path) -> Case:
     """A step with the CAM-ROI loss, against a plain one, and against the same loss in plain PyTorch.
 
+        python -m benchmarks training_step/explained
+
     What it adds, timed alone: ROIs flipped, shifted and packed, 2.0 ms a step; loss and its gradients 1.3.
 
     Why: the explanation takes the features and the head that the step has computed anyway. It adds the flip and shift
