@@ -14,7 +14,7 @@ from egal_bench import __version__
 from egal_bench.dataset import Dataset
 from egal_shards.threads import cores
 
-PACKAGES = ("torch", "triton", "timm", "numpy", "scipy", "scikit-learn", "numba", "pandas", "pyarrow", "webdataset")
+PACKAGES = ("torch", "triton", "timm", "numpy", "scipy", "numba", "pandas", "pyarrow", "webdataset")
 
 
 def environment(datasets: Iterable[Dataset], device: str, precision: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class FrozenLearner:
         if not overlap:
             found["logits"] = found["features"] @ self.weight.T + self.bias
         scores = of_columns(found, soft=self.config.overlap == "soft")
-        check_finite(scores, positions, lambda position: f"sample {str(self.dataset.keys[position])!r}")
+        check_finite(scores, positions, self.dataset.named)
         return scores
 
     def _acquire(self, positions: np.ndarray) -> Iterator[Acquisition]:

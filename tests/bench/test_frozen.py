@@ -55,6 +55,7 @@ def learner(seed: int = 0, n: int = 40) -> tuple[FrozenLearner, np.ndarray]:
         labels=rng.integers(0, 3, n),
         pool=np.arange(n - 10),
         classes=3,
+        named=lambda i: f"shard-000000.tar, packed from {i}.png: sample 'k{i}'",
         shards=SimpleNamespace(manifest=SimpleNamespace(image=SimpleNamespace(size=24))),
     )
     cached = Features(maps, maps.astype(np.float32).mean((2, 3)), pack_roi(masks).bits.numpy())
@@ -114,5 +115,5 @@ def test_a_sample_that_is_not_finite_is_named():
     made.cached.maps[17] = np.nan
     made.fit(np.arange(12), 0)
     for overlap in (False, True):
-        with pytest.raises(ValueError, match=r"sample 'k17': the network's output is NaN or infinite"):
+        with pytest.raises(ValueError, match=r"packed from 17.png: sample 'k17': the network's output is NaN or infinite"):
             made.score(np.arange(40), overlap=overlap)
