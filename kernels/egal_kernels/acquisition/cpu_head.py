@@ -3,8 +3,9 @@
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
 
 from egal_kernels.caching import kernel
@@ -40,7 +41,7 @@ def _to_float(typing, x):
 def _floats(builder, x, stored, lanes=None):
     """LLVM instructions for `widen`, of a scalar or of a vector of `lanes`.
 
-    Halves are widened by arithmetic: LLVM's own conversion calls a library that is not there on CPUs without one.
+    Halves are widened by arithmetic on a CPU without instructions for it: LLVM would call a library that is not there.
     """
     if stored == types.float32:
         return x
@@ -50,6 +51,8 @@ def _floats(builder, x, stored, lanes=None):
     wide = builder.zext(x, ints)
     if stored == types.uint16:  # a bfloat16 is the upper half of a float32
         return builder.bitcast(builder.shl(wide, every(16, ints)), floats)
+    if _converts_halves():
+        return builder.fpext(builder.bitcast(x, shape(ir.HalfType())), floats)
     magnitude = builder.shl(builder.and_(wide, every(0x7FFF, ints)), every(13, ints))
     sign = builder.shl(builder.and_(wide, every(0x8000, ints)), every(16, ints))
     # exponents differ by 112, subnormals included; one of all ones, infinity or NaN, stays all ones
@@ -58,6 +61,13 @@ def _floats(builder, x, stored, lanes=None):
     ones = builder.or_(magnitude, every(0x7F800000, ints))
     bits = builder.select(special, ones, builder.bitcast(scaled, ints))
     return builder.bitcast(builder.or_(bits, sign), floats)
+
+
+def _converts_halves():
+    """Whether the x86 CPU that Numba compiles for has instructions that widen a float16."""
+    if config.CPU_FEATURES is not None:
+        return "+f16c" in config.CPU_FEATURES.split(",")
+    return get_host_cpu_features().get("f16c", False)
 
 
 @intrinsic(prefer_literal=True)
