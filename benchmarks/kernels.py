@@ -43,10 +43,10 @@ def whole_op(shape: Shape, home: Path) -> Case:
 
     | | acquire | plain PyTorch | torch.compile |
     |---|---|---|---|
-    | B=64 C=1024 7×7→224² | 9.5 | 62× | 18× |
-    | B=64 C=2048 7×7→224² | 14 | 50× | 14× |
-    | B=64 C=1024 14×14→224² | 25 | 26× | 8.4× |
-    | B=8 C=512 32×32→1024² | 122 | 160× | 38× |
+    | B=64 C=1024 7×7→224² | 9.5 | 38× | 17× |
+    | B=64 C=2048 7×7→224² | 13 | 19× | 13× |
+    | B=64 C=1024 14×14→224² | 23 | 22× | 8.6× |
+    | B=8 C=512 32×32→1024² | 121 | 142× | 29× |
 
     Why: plain PyTorch writes and reads a float32 map of B·H·W a dozen times, and a good part of its time is page faults
     of those maps: as they fall it takes 290 to 600 µs at the first shape, 30 to 62 times ours. Here a
@@ -134,9 +134,9 @@ def epilogue(shape: Shape, home: Path) -> Case:
 
     | | acquire | plain PyTorch | torch.compile |
     |---|---|---|---|
-    | 7×7→224² | 4.5 | 52× | 31× |
-    | 14×14→224² | 6.4 | 83× | 24× |
-    | 32×32→1024² | 45 | 423× | 92× |
+    | 7×7→224² | 4.3 | 95× | 42× |
+    | 14×14→224² | 6.2 | 32× | 21× |
+    | 32×32→1024² | 46 | 425× | 88× |
 
     Why: as of the whole op; of 4.5 µs, 0.9 is what a call costs, spread over its images.
     """
@@ -218,10 +218,10 @@ def loss(shape: Shape, home: Path) -> Case:
 
     | | cam_loss | plain PyTorch |
     |---|---|---|
-    | B=64 C=1024 7×7→224² | 32 | 36× |
-    | B=64 C=2048 7×7→224² | 61 | 16× |
-    | B=64 C=1024 14×14→224² | 110 | 8.9× |
-    | B=8 C=512 32×32→1024² | 320 | 107× |
+    | B=64 C=1024 7×7→224² | 29 | 36× |
+    | B=64 C=2048 7×7→224² | 57 | 17× |
+    | B=64 C=1024 14×14→224² | 110–280 | 9×–4× |
+    | B=8 C=512 32×32→1024² | 264 | 146× |
 
     Why: plain PyTorch writes and reads a map of B·H·W numbers a dozen times in each direction and keeps several for the
     backward pass. Here the ROI enters by h·w numbers an image, popcounts of its packed words; a sample's features are

@@ -45,7 +45,8 @@ def share_of_forward(backbone: str, home: Path) -> Case:
 
         python -m benchmarks pool_pass/share-of-forward
 
-    All in one precision, bfloat16 where that is faster, in batches of 32 on two threads.
+    All in one precision, bfloat16 where that is faster, in batches of 32 on two threads. Without bfloat16 units
+    the pass runs at 0.99 of the forward pass (ResNet-18) and 1.00 (DenseNet-121), scoring at 0.99 and 1.00.
 
     Why: the Grad-CAM comes from the features that the forward pass has just made, and reading happens in threads of its
     own, which take from the network what they use of the two cores.
@@ -112,7 +113,11 @@ def memory(_: None, home: Path) -> Case:
 
         python -m benchmarks pool_pass/memory
 
-    Why: beside the index, a few numbers a sample stay of a pass: the scores, 48 bytes here. Images live for a batch.
+    1222 MB and 1012, libraries and the index of 10⁶ samples included: 0.2 kB a sample, and nothing that an image's
+    size enters.
+
+    Why: of a pass stay the scores, 48 bytes a sample here, on disk and in memory, and the fingerprint of what was read;
+    images live for a batch. It takes some ten minutes, most of them to pack the set and to check each sample once.
     """
     torch.set_num_threads(THREADS)
     alone(SYNTHETIC, home / "million")
