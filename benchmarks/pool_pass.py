@@ -86,6 +86,10 @@ def against_libraries(backbone: str, home: Path) -> Case:
     Each as documented, in float32; "(same precision)" is pytorch-grad-cam with our precision and memory format. Their
     Dice is compared with ours, in their own convention, before any is timed.
 
+    On a CPU without bfloat16 units pytorch-grad-cam takes 3.6 and 3.8 times as long (ResNet-18, DenseNet-121), 3.1 and
+    3.3 at the same precision, MONAI 3.6 and 3.9; torch-cam and captum, whose backward pass ends at the layer, 1.2 to
+    1.5.
+
     Why: they run the trunk with gradients and a full backward pass, and upsample a map an image.
     """
     network, _, there, config = prepared(backbone, home, BATCH)
