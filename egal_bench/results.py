@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from egal_bench.errors import BenchError
+from egal_bench.files import whole
 
 PARTITION = ("dataset", "strategy", "seed")  # in the folders' names, so not in the files
 
@@ -49,12 +49,8 @@ def write(path: Path, table: str, rows: Sequence[dict[str, Any]]) -> None:
     """Write one run's rows (without the PARTITION columns) to `path`, whole or not at all."""
     schema = pa.schema([field for field in SCHEMAS[table] if field.name not in PARTITION])
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def config_hash(path: Path) -> str | None:

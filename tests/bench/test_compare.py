@@ -178,7 +178,7 @@ def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(tmp_path):
     tables = load(tmp_path / "cut")
     assert len(tables["rounds"]) % 3 == 0  # whole runs only
     assert len(tables["rounds"]) >= 9
-    assert list((tmp_path / "cut").rglob(".part*")) == []
+    assert list((tmp_path / "cut").rglob(".*.part.parquet")) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux")

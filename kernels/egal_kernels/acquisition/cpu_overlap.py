@@ -13,9 +13,8 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
-_1, _2, _4, _5, _8, _24 = map(
-    np.uint32, (1, 2, 4, 5, 8, 24)
-)  # uint32 with uint32: Numba widens what meets an int to 64 bits
+# uint32 with uint32: Numba widens what meets an int to 64 bits
+_1, _2, _4, _5, _8, _24 = map(np.uint32, (1, 2, 4, 5, 8, 24))
 _31, _MAX = np.int32(31), np.int32(2**31 - 1)
 _1F, _55, _33, _0F, _01, _0123 = map(np.uint32, (0x1F, 0x55555555, 0x33333333, 0x0F0F0F0F, 0x01010101, 0x00010203))
 
