@@ -93,7 +93,8 @@ def _fsspec(url: str, start: int, stop: int) -> Iterator[bytes]:
         files, path = fsspec.url_to_fs(url)
     except ImportError as error:
         raise ShardError(
-            f"{shown(url)}: needs packages that are not installed ({error}); pip install 'egal-bench[remote]'"
+            f"{shown(url)}: needs a package that is not installed ({error}); pip install 'egal-bench[remote]', "
+            "and for stores other than S3 the package that is named here"
         ) from None
     except ValueError as error:
         raise ShardError(f"{shown(url)}: cannot be opened ({_reason(error)}); check the URL") from None

@@ -24,6 +24,7 @@ from typing import BinaryIO
 from egal_shards.errors import ShardError
 from egal_shards.fetching import Changed, Passing, chunks
 from egal_shards.manifest import MANIFEST, MAX_MANIFEST, IndexFile, Manifest, ShardFile
+from egal_shards.threads import unwanted
 from egal_shards.urls import joined, shown
 
 CACHE_GB = 50.0  # of 10⁹ bytes: the limit where EGAL_CACHE_GB says nothing
@@ -184,10 +185,12 @@ def _receive(url: str, file: BinaryIO, size: int) -> None:
     while done < size:
         for delay in _delays():
             before = done
+            _check_wanted(url)
             try:
                 for data in chunks(url, done, size + 1):
                     file.write(data)
                     done += len(data)
+                    _check_wanted(url)
                 if done < size:
                     raise Passing(f"the connection ended after {done} of {size} bytes")
                 break
@@ -197,6 +200,11 @@ def _receive(url: str, file: BinaryIO, size: int) -> None:
                 _wait(url, fault, delay, f"{done} of {size} bytes are kept: run it again to go on from there")
     if done > size:
         raise Changed(f"it has more than the {size} bytes that the manifest says")
+
+
+def _check_wanted(url: str) -> None:
+    if unwanted():  # as after Ctrl-C, which waits for the threads that read
+        raise ShardError(f"{shown(url)}: nobody waits for it any more; what has come is kept")
 
 
 def _delays() -> Iterator[float | None]:

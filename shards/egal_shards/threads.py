@@ -1,6 +1,7 @@
 """Work spread over threads whose results come back in order."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,8 @@ from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+_this = threading.local()
 
 
 def cores() -> int:
@@ -18,9 +21,10 @@ def cores() -> int:
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Generator[B, None, None]:
     """function(item) for each item, in the order of the items, with at most `ahead` + 1 of them under way.
 
-    An error or the consumer's leaving cancels what has not begun.
+    An error or the consumer's leaving cancels what has not begun, and makes what has `unwanted`.
     """
-    pool = ThreadPoolExecutor(workers)
+    left = threading.Event()
+    pool = ThreadPoolExecutor(workers, initializer=setattr, initargs=(_this, "left", left))
     pending: deque[Future[B]] = deque()
     try:
         for item in items:
@@ -30,4 +34,10 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int, ah
         while pending:
             yield pending.popleft().result()
     finally:
+        left.set()
         pool.shutdown(cancel_futures=True)
+
+
+def unwanted() -> bool:
+    """Whether the consumer of the `ordered_map` that this thread works for has left: long work may end early."""
+    return hasattr(_this, "left") and _this.left.is_set()

@@ -215,9 +215,9 @@ def test_worker_processes_read_a_pickled_set(pristine, cache):
     assert len(script.log) == len(set(script.log)) == 2 + len(list(pristine.glob("*.tar")))
 
 
-def start(url):
+def start(url, code="s = ShardSet(sys.argv[1]); [s[i] for i in range(len(s))]"):
     """A process that reads all of a set."""
-    code = "import sys; from egal_shards import ShardSet; s = ShardSet(sys.argv[1]); [s[i] for i in range(len(s))]"
+    code = f"import sys; from egal_shards import ShardSet, verify; {code}"
     return subprocess.Popen([sys.executable, "-c", code, url], env=os.environ, stderr=subprocess.PIPE)
 
 
@@ -242,6 +242,23 @@ def test_a_killed_process_leaves_nothing_that_blocks_or_looks_whole(cache, tmp_p
         assert not list(cache.glob(f"*/{FIRST}"))
         assert_equal(ShardSet(url), ShardSet(tmp_path / "set"))
         assert script.asked(FIRST) == [0, half]
+
+
+@pytest.mark.parametrize(
+    "code", ["verify(sys.argv[1], progress=False)", "s = ShardSet(sys.argv[1]); list(s.batches(range(len(s)), 2))"]
+)
+def test_ctrl_c_does_not_wait_for_the_shard_and_keeps_what_has_come(cache, tmp_path, code):
+    pack(source(), tmp_path / "set", size=128, progress=False)
+    half = (tmp_path / "set" / FIRST).stat().st_size // 2
+    with serving(tmp_path / "set", faults={FIRST: ["trickle"]}) as (url, script):
+        process = start(url, code)
+        while sum(path.stat().st_size for path in cache.glob(f"*/{FIRST}.partial")) < half:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1]  # the connection would time out after 30
+        assert_equal(ShardSet(url), ShardSet(tmp_path / "set"))
+        assert [start >= half for start in script.asked(FIRST)] == [False, True]
 
 
 def test_a_file_damaged_in_the_cache_is_fetched_again(pristine, cache):
@@ -362,7 +379,7 @@ def test_any_filesystem_that_fsspec_knows(pristine, cache):
 def test_a_store_whose_package_is_missing_is_named(cache, monkeypatch):
     pytest.importorskip("fsspec", reason="needs the extra `remote`")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ShardError, match=r"gs://bucket/set/manifest.json: needs packages .*gcsfs"):
+    with pytest.raises(ShardError, match=r"gs://bucket/set/manifest.json: needs a package .*gcsfs .*named here"):
         ShardSet("gs://bucket/set")
 
 
