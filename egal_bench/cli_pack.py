@@ -19,7 +19,7 @@ def pack(
     source: Annotated[str, typer.Argument(help="what INPUT is: `egal-bench list sources`")],
     input: Annotated[
         str,
-        typer.Argument(help="folder of the data; wds: or tars, as a file or {000..009}.tar; phantom: brain or chest"),
+        typer.Argument(help="folder of the data; wds: or tars, as files or {000..009}.tar; phantom: brain or chest"),
     ],
     out: Annotated[Path, typer.Argument(help="folder of the shard set, new or empty")],
     size: Annotated[int, Flag(help="pixels a side of the packed images")] = 224,
@@ -74,6 +74,10 @@ def pack_command(words: Sequence[str]) -> Callable[..., None]:
                 text = f"{named}: {hint.__metadata__[0]}  [default: {_written(default)}]"
                 parameter, parse[name] = _flag(name, hint.__origin__, text)
                 parameters.append(parameter)
+            elif Sequence[str | Path] in get_args(hint):
+                at = [parameter.name for parameter in parameters].index("input")
+                several = Annotated[list[str], *parameters[at].annotation.__metadata__]
+                parameters[at] = parameters[at].replace(annotation=several)
 
     flags = {f"--{parameter.name.replace('_', '-')}" for parameter in parameters} | {"--json", "--help"}
     for flag in (word.split("=")[0] for word in words if word.startswith("--")):

@@ -15,7 +15,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _TILE = 224  # pixels a side of a sample in the picture
 _CAPTION = 32  # pixels below it
 _GAP = 8
-_OUTLINE = (255, 210, 0)
+_OUTLINE, _RIM = (255, 210, 0), (0, 0, 0)  # of a ROI: its outermost pixels, and those just outside
 _INK, _PAPER = (0, 0, 0), (255, 255, 255)
 _MAX_TILES = 400
 
@@ -98,14 +98,16 @@ def _tile(sample: Sample) -> Image.Image:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     tile = np.array(image.resize((_TILE, _TILE), Image.Resampling.BILINEAR))
     at = (np.arange(_TILE) * len(sample.roi)) // _TILE
-    tile[_outline(sample.roi[np.ix_(at, at)])] = _OUTLINE
+    roi = sample.roi[np.ix_(at, at)]
+    tile[_border(roi, beyond=False)] = _OUTLINE
+    tile[_border(~roi, beyond=True)] = _RIM  # an outline of any one colour is lost on images of that colour
     return Image.fromarray(tile)
 
 
-def _outline(roi: np.ndarray) -> np.ndarray:
-    """bool [H,W]: pixels of the ROI next to one outside it, or at the border of the image."""
-    around = np.pad(roi, 1)
-    return roi & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+def _border(area: np.ndarray, beyond: bool) -> np.ndarray:
+    """bool [H,W]: pixels of the area next to one that is not; whether what is `beyond` the image is, is given."""
+    around = np.pad(area, 1, constant_values=beyond)
+    return area & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
 def _caption(sample: Sample, shards: ShardSet) -> tuple[str, str]:
@@ -124,7 +126,9 @@ def _shortened(text: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
 
 
 def save_contact_sheet(shards: ShardSet, path: Path, samples: int, seed: int) -> None:
-    """Write the picture as PNG, whole or not at all."""
+    """Write the picture as PNG, whole or not at all, and not into the set, which holds no other files."""
+    if path.resolve().parent == shards.path.resolve():
+        raise ShardError(f"{path}: lies in the shard set, which is nothing but its own files; choose another file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         contact_sheet(shards, samples, seed).save(partial, "PNG")

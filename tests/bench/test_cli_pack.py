@@ -9,6 +9,7 @@ from typing import Annotated, get_origin, get_type_hints
 import numpy as np
 import pytest
 import typer
+import webdataset
 from PIL import Image
 
 from egal_bench import cli
@@ -107,6 +108,20 @@ def test_vindr_and_siim(tmp_path, capsys):
     assert "a patient with several studies may span pool and test" in capsys.readouterr().err
     sample = ShardSet(tmp_path / "siim")[7]
     assert (sample.image.min(), sample.image.max()) == (255, 255)
+
+
+def test_wds_takes_several_tars(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16), np.uint8)
+    for n, name in enumerate(("a.tar", "b.tar")):
+        with webdataset.TarWriter(str(tmp_path / name)) as tar:
+            for i in range(4 * n, 4 * n + 4):
+                tar.write({"__key__": f"{i}", "png": pixels[i], "cls": i % 2})
+    call("pack", "wds", tmp_path / "b.tar", tmp_path / "a.tar", tmp_path / "set", "--size=16")
+    shards = ShardSet(tmp_path / "set")
+    assert shards.index().key.tolist() == [f"b_{i}" for i in range(4, 8)] + [f"a_{i}" for i in range(4)]
+    assert all(np.array_equal(shards[i].image[0], pixels[(i + 4) % 8]) for i in range(8))
+    with pytest.raises(typer.TyperException, match="unexpected extra argument"):
+        call("pack", "folder", tmp_path, tmp_path, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

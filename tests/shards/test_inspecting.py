@@ -1,9 +1,11 @@
 """What is said of a set, against pandas; what is drawn of it, against where the ROI is known to lie."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from egal_shards import ShardError, ShardSet, Split, pack
+from egal_shards import ShardError, ShardSet, Split, pack, verify
 from egal_shards.inspecting import QUANTILES, contact_sheet, save_contact_sheet, summarise
 from egal_shards.records import Raw, Record, Source
 from shards.shard_sets import source
@@ -76,6 +78,23 @@ def test_the_outline_lies_where_the_box_is(tmp_path):
         assert len(rows) == 2 * (200 - 120) + 2 * (48 - 16) - 4  # the border alone
 
 
+def test_the_outline_is_seen_on_its_own_colour(tmp_path):
+    """Black just outside it; nothing inside the ROI or elsewhere is changed."""
+
+    def load():
+        return Raw(np.tile(YELLOW, (56, 56, 1)), None, ((4.0, 30.0, 12.0, 50.0),))
+
+    records = [Record(f"k{i}", "a", f"g{i}", "f.png", load) for i in range(2)]
+    how = {"size": 56, "channels": 3, "split": Split(0.5, 0), "progress": False}
+    pack(Source("one", ("a",), records, {}), tmp_path / "set", **how)
+    sheet = np.asarray(contact_sheet(ShardSet(tmp_path / "set")))[TOP : TOP + TILE, LEFT : LEFT + TILE]
+    rim = (sheet == 0).all(axis=2)
+    expected = np.zeros_like(rim)
+    expected[119, 16:48] = expected[200, 16:48] = expected[120:200, 15] = expected[120:200, 48] = True
+    assert np.array_equal(rim, expected)
+    assert (sheet[~rim] == YELLOW).all()
+
+
 def test_the_outline_follows_the_letterbox(tmp_path):
     """56×28 (w×h) pixels fill the middle half of the square."""
     sheet = contact_sheet(one_box(tmp_path / "set", (0.0, 0.0, 56.0, 28.0), height=28))
@@ -134,3 +153,11 @@ def test_the_picture_is_written_whole_or_not_at_all(mixed, tmp_path):
     with pytest.raises(ShardError):
         save_contact_sheet(mixed, tmp_path / "other.png", 0, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_no_picture_is_put_into_a_set(mixed, monkeypatch):
+    monkeypatch.chdir(mixed.path)
+    for path in (Path("sheet.png"), mixed.path / "sheet.png"):
+        with pytest.raises(ShardError, match=r"sheet.png: lies in the shard set"):
+            save_contact_sheet(mixed, path, 2, 0)
+    assert verify(mixed.path, progress=False).samples == 36

@@ -74,7 +74,7 @@ class _Sample:
 
 
 def wds(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     label: Annotated[str, "what holds the label: cls, txt (a class name or number) or json:FIELD"] = "cls",
     image: Annotated[str | None, "extension of the images; none: the one png, jpg, jpeg or npy that is no mask"] = None,
@@ -84,7 +84,7 @@ def wds(
     classes: Annotated[Sequence[str] | None, "the classes in order, comma-separated; none: the labels, sorted"] = None,
     window: Annotated[Window | None, WINDOW] = None,
 ) -> Source:
-    """The samples of the tars in a folder, of one tar, or of a brace pattern such as data/{000..009}.tar.
+    """The samples of the tars in a folder, of one tar, of a brace pattern such as data/{000..009}.tar, or of several.
 
     Only members that the settings name are read, and only png, jpg, npy, json, cls and txt: nothing is unpickled,
     extracted or run. npy: uint8 or uint16 [H,W], [H,W,3], [1,H,W] or [3,H,W]. A sample without the mask has no ROI. All
@@ -92,12 +92,13 @@ def wds(
     """
     check_window(window)
     _check_extensions(image, mask)
-    tars = _tars(str(path))
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    tars = _tars(paths)
     label_of, group_of = _reader(label, "label"), _reader(group, "group") if group else None
     listed = tuple(classes) if classes else _lines(Path(names)) if names else None
     keys: dict[str, str] = {}
     records = []
-    with progress_bar(f"list {Path(path).name}", len(tars), True) as advance:
+    with progress_bar("list tars", len(tars), True) as advance:
         for tar in tars:
             for sample in _samples(tar):
                 where = f"{tar.stem}/{sample.name}"
@@ -116,16 +117,18 @@ def wds(
                 )
             advance(1)
     if not records:
-        raise ShardError(f"{path}: holds no samples; give tars of the WebDataset layout")
+        raise ShardError(f"{', '.join(map(str, paths))}: holds no samples; give tars of the WebDataset layout")
     made: dict[str, Any] = {
-        "source": "wds", "input": Path(path).name, "tars": len(tars), "bytes": sum(tar.stat().st_size for tar in tars),
-        "label": label, "image": image, "mask": mask, "names": Path(names).name if names else None, "group": group,
+        "source": "wds", "input": [Path(each).name for each in paths], "tars": len(tars),
+        "bytes": sum(tar.stat().st_size for tar in tars), "label": label, "image": image, "mask": mask,
+        "names": Path(names).name if names else None, "group": group,
         "classes": list(classes) if classes else None, "window": list(window) if window else None,
     }  # fmt: skip
     if not group:
         made["note"] = _BY_IMAGE
     found = {record.label for record in records}
-    return Source(Path(path).name.removesuffix(".tar"), listed or _sorted(found), records, made)
+    name = Path(paths[0]).resolve().name.removesuffix(".tar") if len(paths) == 1 else tars[0].resolve().parent.name
+    return Source(name, listed or _sorted(found), records, made)
 
 
 def _check_extensions(image: str | None, mask: str | None) -> None:
@@ -134,7 +137,17 @@ def _check_extensions(image: str | None, mask: str | None) -> None:
             raise ShardError(f"{flag} {extension!r} ends in none of {', '.join(known)}; only these are decoded")
 
 
-def _tars(path: str) -> list[Path]:
+def _tars(paths: Sequence[str | Path]) -> list[Path]:
+    found = [tar for path in paths for tar in _expanded(str(path))]
+    stems: dict[str, Path] = {}
+    for tar in found:
+        if (other := stems.setdefault(tar.stem, tar)) is not tar:
+            raise ShardError(f"{tar}: has the name of {other}, and keys are made of it; rename one, or give it once")
+    return found
+
+
+def _expanded(path: str) -> list[Path]:
+    """The tars of a folder, of a brace pattern, or the tar itself; all are there."""
     if "://" in path or path.startswith("pipe:"):
         raise ShardError("wds reads local files, no URLs and no pipes; download the tars first")
     if Path(path).is_dir():
@@ -149,8 +162,6 @@ def _tars(path: str) -> list[Path]:
     absent = next((tar for tar in found if not tar.is_file()), None)
     if absent or not found:
         raise ShardError(f"{absent or path}: {'no such file' if absent else 'holds no .tar'}; check the path")
-    if len({tar.stem for tar in found}) < len(found):
-        raise ShardError(f"{path}: two of its tars have one name, and keys are made of it; rename one")
     return found
 
 
