@@ -107,7 +107,16 @@ def test_channels_visits_and_values_of_2023(tmp_path):
 
 
 def test_only_regions_that_label_a_slice_are_classes(tmp_path):
-    assert quiet(tree_2020(tmp_path), min_voxels=25).classes == ("necrotic", "enhancing")
+    assert quiet(tree_2020(tmp_path), min_voxels=27).classes == ("necrotic", "enhancing")  # of 9, 27, 33, 18 and 4
+
+
+def test_what_is_0_is_black_also_among_negative_values(tmp_path):
+    root = tree_2020(tmp_path)
+    values = scan(1)[1]["t1ce"].astype(np.float32)
+    tampered(root, "BraTS20_Training_001_t1ce.nii", np.where(values == 0, 0, values - 1500))
+    image = quiet(root).records[0].load().image
+    assert not image[values[:, :, 2].T == 0].any()
+    assert np.count_nonzero(image) > 0.9 * np.count_nonzero(values[:, :, 2])
 
 
 def test_tumor_or_none(tmp_path):

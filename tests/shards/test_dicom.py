@@ -96,6 +96,47 @@ def test_jpeg_baseline_is_what_libjpeg_decodes(tmp_path):
     assert np.abs(found.astype(int) - colour).max() <= 6
 
 
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("SC_rgb_jpeg_gdcm.dcm", 0),  # JPEG lossless
+        ("SC_rgb_gdcm_KY.dcm", 0),  # JPEG 2000
+        ("SC_rgb_rle_16bit.dcm", 0),
+        ("SC_rgb_rle_32bit.dcm", 0),
+        ("SC_rgb_jls_lossy_sample.dcm", 2),
+        ("SC_rgb_dcmtk_+eb+cr.dcm", 1),  # JPEG baseline of RGB
+        ("SC_rgb_jpeg_dcmtk.dcm", 6),  # and of YBR_FULL
+        ("SC_rgb_dcmtk_+eb+cy+s2.dcm", 6),  # and of YBR_FULL_422
+        ("SC_ybr_full_422_uncompressed.dcm", 6),
+    ],
+)
+def test_one_picture_in_colour_however_it_is_stored(name, most):
+    found, expected = (read_dicom(Path(get_testdata_file(file, download=False))) for file in (name, "SC_rgb_rle.dcm"))
+    levels = found if found.dtype == np.uint8 else found * 255.0
+    assert (expected.dtype, found.shape) == (np.uint8, expected.shape)
+    assert np.abs(levels - expected.astype(float)).max() <= most + 1e-4
+
+
+def test_jpeg_2000_in_every_interpretation_that_can_be_written(tmp_path):
+    """YBR_RCT is reversible, YBR_ICT and what is cut to a rate are not."""
+
+    def saved(values, syntax, **elements):
+        made = dataset(values, **elements)
+        made.file_meta = FileMetaDataset()
+        made.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        made.compress(syntax, **({"j2k_cr": [1.2]} if syntax == uid.JPEG2000 else {}))
+        made.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+        assert dcmread(tmp_path / "a.dcm").PhotometricInterpretation == elements["PhotometricInterpretation"]
+        return read_dicom(tmp_path / "a.dcm")
+
+    assert np.array_equal(saved(COLOUR, uid.JPEG2000Lossless, PhotometricInterpretation="YBR_RCT"), COLOUR)
+    for interpretation in ("YBR_ICT", "RGB"):
+        found = saved(COLOUR, uid.JPEG2000, PhotometricInterpretation=interpretation)
+        assert np.abs(found.astype(int) - COLOUR).max() <= 12
+    found = saved(TWELVE, uid.JPEG2000, PhotometricInterpretation="MONOCHROME1", **BITS)
+    np.testing.assert_allclose(found, 1 - spread(TWELVE), rtol=0, atol=0.01)
+
+
 def test_monochrome1_is_inverted(tmp_path):
     path = write(tmp_path / "a.dcm", TWELVE, PhotometricInterpretation="MONOCHROME1")
     close(read_dicom(path), 1 - spread(TWELVE))

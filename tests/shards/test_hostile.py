@@ -8,14 +8,12 @@ import hashlib
 import io
 import os
 import pickle
-import re
 import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 import textwrap
-import zipfile
 import zlib
 from contextlib import suppress
 
@@ -23,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from egal_shards import ShardError, ShardSet, pack, verify
+from shards.hostile_files import NESTED, chunk, jpeg, png, zipped
 from shards.shard_sets import edit_index, edit_manifest, resign, source
 
 SHARD = "shard-000000.tar"
@@ -116,7 +114,7 @@ NPY = {
     "nested header": npy("{'descr': " + "[" * 90),
     "object dtype": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 8, 8), }"),
     "memory order": npy("{'descr': '|u1', 'fortran_order': True, 'shape': (1, 8, 8), }"),
-    "zip": b"PK\x03\x04".ljust(192, b"\0"),
+    **NESTED,
 }
 
 
@@ -266,23 +264,6 @@ def test_json_above_its_bound(copy):
     refused(folder, "index.parquet: its offsets", opens=False)
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width, height, *more, rows=b""):
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    )  # fmt: skip
-
-
-def jpeg(width, height):
-    stream = io.BytesIO()
-    Image.new("L", (8, 8)).save(stream, "JPEG")
-    return re.sub(rb"(\xff\xc0..\x08)....", rb"\1" + struct.pack(">HH", height, width), stream.getvalue(), flags=re.S)
-
-
 IMAGES = {
     "giant PNG": ("png", png(60_000, 60_000, rows=zlib.compress(bytes(1 << 20)))),
     "endless PNG": ("png", png(2**31 - 1, 2**31 - 1)),
@@ -293,6 +274,7 @@ IMAGES = {
     "TIFF in a JPEG set": ("jpg", b"II*\0" + bytes(300)),
     "giant JPEG": ("jpg", jpeg(65_000, 65_000)),
     "pickle": ("png", pickle.dumps(Bomb())),
+    **{name: ("png", data) for name, data in NESTED.items()},
 }
 
 
@@ -356,13 +338,6 @@ INDICES = {
     "zip": lambda table: zipped(parquet(table)),
     "pickle": lambda table: pickle.dumps(Bomb()),
 }
-
-
-def zipped(data):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("../trace", data)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("name", INDICES)

@@ -1,8 +1,9 @@
 """Image and mask files: every mode that is read, and clear errors for the rest."""
 
 import io
-import struct
+import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from egal_shards import ShardError
 from egal_shards.images import MAX_PIXELS, read_image, read_mask
+from shards.hostile_files import NESTED, jpeg, png
 
 GREY = np.random.default_rng(0).integers(0, 256, (9, 13), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -76,20 +78,6 @@ def test_masks_are_what_is_above_zero(tmp_path):
     assert np.array_equal(read_mask(tmp_path / "p.png"), inside)
 
 
-def png_16_bit_rgb():
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = b"".join(b"\0" + bytes(2 * 6) for _ in range(2))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [
-            chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)),
-            chunk(b"IDAT", zlib.compress(rows)),
-            chunk(b"IEND", b""),
-        ]
-    )
-
-
 def test_16_bit_grey_keeps_its_bits(tmp_path):
     deep = np.random.default_rng(2).integers(0, 65536, (9, 13)).astype(np.uint16)
     for name, stored in {"le.tif": deep, "be.tif": deep.astype(">u2"), "a.png": deep}.items():
@@ -105,7 +93,8 @@ def test_16_bit_grey_keeps_its_bits(tmp_path):
 
 
 def test_16_bit_colour_signed_and_float_images_are_refused(tmp_path):
-    (tmp_path / "rgb.png").write_bytes(png_16_bit_rgb())  # Pillow would cut it down to 8 bits and not say so
+    deep = png(2, 2, rows=zlib.compress((b"\0" + bytes(2 * 6)) * 2), depth=16, colour=2)
+    (tmp_path / "rgb.png").write_bytes(deep)  # Pillow would cut it down to 8 bits and not say so
     with pytest.raises(ShardError, match=r"rgb.png: holds 16-bit colour or signed pixels; .* convert it"):
         read_image(tmp_path / "rgb.png")
     with pytest.raises(ShardError, match="holds I pixels"):
@@ -137,15 +126,29 @@ def test_files_that_are_not_read(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("sides", [(10_001, 10_000), (60_000, 60_000)])
-def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(tmp_path, sides):
-    png = bytearray(png_16_bit_rgb())
-    png[16:24] = struct.pack(">II", *sides)
-    png[24:26] = b"\x08\x00"
-    png[29:33] = struct.pack(">I", zlib.crc32(bytes(png[12:29])))
-    (tmp_path / "bomb.png").write_bytes(png)
+@pytest.mark.parametrize("make", [png, jpeg], ids=["PNG", "JPEG"])
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(tmp_path, make, sides, read):
+    if (make, read) == (jpeg, read_mask):
+        return
+    (tmp_path / "bomb").write_bytes(make(*sides))
     assert sides[0] * sides[1] > MAX_PIXELS
-    with pytest.raises(ShardError, match=r"bomb.png: has more than 100 million pixels"):
-        read_image(tmp_path / "bomb.png")
+    tracemalloc.start()
+    with pytest.raises(ShardError, match=r"bomb: has more than 100 million pixels"):
+        read(tmp_path / "bomb")
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_archives_are_no_images(tmp_path, monkeypatch, name):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    Path("k.png").write_bytes(NESTED[name])
+    for read in (read_image, read_mask):
+        with pytest.raises(ShardError, match=r"k.png: is not a PNG or"):
+            read(Path("k.png"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "in", tmp_path / "in" / "k.png"]
 
 
 def encoded(image_format):

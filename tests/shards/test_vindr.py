@@ -89,6 +89,11 @@ def test_classes_come_in_the_order_of_their_ids_and_no_finding_last(tmp_path):
     assert read(tree(tmp_path / "k"), classes=[NO_FINDING, "Nodule/Mass"]).classes == (NO_FINDING, "Nodule/Mass")
 
 
+def test_without_class_ids_classes_come_as_the_table_names_them_and_no_finding_last(tmp_path):
+    findings = {image: FINDINGS[image] for image in ("none", "apart", "all")}
+    assert read(tree(tmp_path, "annotations_train.csv", findings)).classes == (NODULE, HEART, NO_FINDING)
+
+
 def covered(boxes):
     """bool [H,W] by the definition: pixels whose centre is in a box."""
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
@@ -110,6 +115,16 @@ def test_roi_rules(tmp_path, roi, least):
         np.zeros((HEIGHT, WIDTH), bool) if least > 1 else covered([(0, 0, 4, 4), (10, 10, 14, 14)]),
     )
     assert not drawn(by_key["none"]).any()
+
+
+@pytest.mark.parametrize(("roi", "least"), [("majority", 2), ("intersection", 3)])
+def test_pixels_count_by_their_centres(tmp_path, roi, least):
+    corners = np.random.default_rng(0).uniform(0, 11, (3, 4)) + np.array([0, 0, 11, 11])
+    found = [(f"R{i}", HEART, tuple(box.tolist())) for i, box in enumerate(corners)]
+    [raw] = [record.load() for record in read(tree(tmp_path, findings={"odd": found}), roi=roi).records]
+    votes = sum(covered([box]).astype(int) for _, _, box in found)
+    assert np.array_equal(raw.mask, votes >= least)
+    assert 0 < raw.mask.sum() < np.count_nonzero(votes)
 
 
 def drawn(raw):
@@ -184,6 +199,7 @@ def test_diagnoses_of_physionet_join_without_boxes(tmp_path):
     table = root / "annotations" / "image_labels_train.csv"
     table.write_text("image_id,rad_id,Cardiomegaly,No finding,Pneumonia\n" + "\n".join(marks) + "\n")
     source = read(root, classes=["Pneumonia", NO_FINDING])
+    assert [record.about["readers"] for record in read(root, label="first").records] == [3, 3, 3, 3, 3, 2]
     assert labels(source) == {"all": "Pneumonia", "lone": NO_FINDING, "none": NO_FINDING}
     assert source.records[0].about["votes"] == {"Cardiomegaly": 3, "Pneumonia": 2}
     assert drawn(source.records[0].load()).sum() == 0

@@ -4,6 +4,8 @@ import io
 import json
 import pickle
 import tarfile
+import tracemalloc
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +18,8 @@ from PIL import Image
 from egal_shards import ShardError, ShardSet, Split, pack, verify
 from egal_shards.sources import wds
 from egal_shards.sources.tar_members import members
+from shards import hostile_files
+from shards.hostile_files import NESTED
 from shards.shard_sets import source
 
 HALF = Split(test=0.5, seed=0)
@@ -78,6 +82,17 @@ def test_a_folder_a_tar_and_a_brace_pattern(tmp_path, given):
     for n in (0, 1):
         write(tmp_path / f"x-{n:03d}.tar", [plain(i) for i in range(4)])
     assert len(wds(tmp_path / given).records) == (4 if given == "x-000.tar" else 8)
+
+
+def test_several_tars_in_the_order_given(tmp_path):
+    tars = [write(tmp_path / name, [plain(i) for i in range(2)]) for name in ("b.tar", "a.tar", "c-0.tar")]
+    made = wds([tars[0], str(tars[1]), tmp_path / "c-{0..0}.tar"])
+    assert [record.key for record in made.records] == [f"{tar}_000{i}" for tar in ("b", "a", "c-0") for i in (0, 1)]
+    assert (made.name, made.made["input"]) == (tmp_path.name, ["b.tar", "a.tar", "c-{0..0}.tar"])
+    with pytest.raises(ShardError, match=r"a.tar: has the name of .*a.tar, and keys are made of it"):
+        wds([tmp_path, tars[1]])
+    with pytest.raises(ShardError, match=r"absent.tar: no such file"):
+        wds([tars[0], tmp_path / "absent.tar"])
 
 
 @pytest.mark.parametrize(
@@ -260,6 +275,30 @@ def test_hostile_arrays_are_refused_and_run_nothing(tmp_path, case):
     with pytest.raises(ShardError, match=f"k.npy: .*{says}"):
         record.load()
     assert not (tmp_path / "trace").exists()
+
+
+HOSTILE_IMAGES = {
+    **NESTED,
+    "giant PNG": hostile_files.png(60_000, 60_000, rows=zlib.compress(bytes(1 << 20))),
+    "giant JPEG": hostile_files.jpeg(65_000, 65_000),
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(trace) (w) file\n",
+}
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "mask.png"])
+@pytest.mark.parametrize("case", HOSTILE_IMAGES)
+def test_hostile_images_are_refused_and_write_nothing(tmp_path, monkeypatch, case, extension):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    sample = {"png": png(pixels(0)), "cls": b"a", extension: HOSTILE_IMAGES[case]}
+    write("x.tar", [("k", sample)])
+    [record] = wds("x.tar", image="jpg" if extension == "jpg" else "png", mask="mask.png").records
+    tracemalloc.start()
+    with pytest.raises(ShardError, match=rf"x.tar: k.{extension}: (is not a PNG|has more than 100 million pixels)"):
+        record.load()
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "in", tmp_path / "in" / "x.tar"]
 
 
 def test_pickles_beside_the_images_are_never_touched(tmp_path):

@@ -151,7 +151,7 @@ def _read(root: Path) -> tuple[dict[str, Reading], list[str]]:
         reading = readings.setdefault(row.filled("image_id"), Reading(row))
         reading.add(row.filled("rad_id"), name, _box(row, name))
     diagnoses = found[0].with_name("image_labels_train.csv")
-    if found[0].name != "train.csv" and diagnoses.is_file():
+    if diagnoses.is_file():
         _add_diagnoses(Table.open(diagnoses, ["image_id", "rad_id"]), readings, order)
     return readings, sorted(order, key=lambda name: order[name])
 
