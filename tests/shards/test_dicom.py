@@ -177,21 +177,24 @@ def test_the_callers_window_comes_first(tmp_path):
     close(read_dicom(path, (-1000, 3000)), np.clip((SIGNED * 2.0 + 5 + 1000) / 4000, 0, 1))
 
 
-def table(first, entries, bits, as_bytes=False):
+def table(first, entries, bits, as_bytes=""):
+    """`as_bytes`: the dtype of words that are written as they are."""
     item = Dataset()
     item.LUTDescriptor = [len(entries) % 65536, first, bits]
     item["LUTDescriptor"].VR = "SS" if first < 0 else "US"
-    item.LUTData = np.asarray(entries, "<u2").tobytes() if as_bytes else [int(entry) for entry in entries]
+    item.LUTData = np.asarray(entries, as_bytes).tobytes() if as_bytes else [int(entry) for entry in entries]
     item["LUTData"].VR = "OW" if as_bytes else "US"
     return item
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
 @pytest.mark.parametrize("bits", [8, 12, 16])
-def test_voi_lookup_tables(tmp_path, bits, as_bytes):
+@pytest.mark.parametrize(("syntax", "order"), [(uid.ImplicitVRLittleEndian, "<u2"), (uid.ExplicitVRBigEndian, ">u2")])
+def test_voi_lookup_tables(tmp_path, bits, as_bytes, syntax, order):
     entries = RNG.integers(0, 2**bits, 1000)
-    elements = {"VOILUTSequence": [table(500, entries, bits, as_bytes)], "WindowCenter": 1, "WindowWidth": 2}
-    found = read_dicom(write(tmp_path / "a.dcm", TWELVE, **elements))
+    lookup = table(500, entries, bits, order if as_bytes else "")
+    elements = {"VOILUTSequence": [lookup], "WindowCenter": 1, "WindowWidth": 2}
+    found = read_dicom(write(tmp_path / "a.dcm", TWELVE, syntax, **elements))
     close(found, entries[np.clip(TWELVE.astype(int) - 500, 0, 999)] / (2**bits - 1))
 
 
@@ -265,6 +268,7 @@ def with_bytes(edit):
 J2K, RLE, JPEG = uid.JPEG2000Lossless, uid.RLELossless, uid.JPEGBaseline8Bit
 FAULTS = {
     "no pixel data": (uid.ExplicitVRLittleEndian, without("PixelData"), "has no pixel data"),
+    "empty pixel data": (uid.ExplicitVRLittleEndian, setting(PixelData=b""), "has no pixel data"),
     "two frames": (uid.ExplicitVRLittleEndian, setting(NumberOfFrames=2), "holds 2 frames; save the one you want"),
     "no rows": (uid.ExplicitVRLittleEndian, without("Rows"), "is cut short or damaged .*Rows"),
     "too little data": (uid.ExplicitVRLittleEndian, setting(Rows=36), "is cut short or damaged .*less than expected"),
@@ -306,6 +310,11 @@ FAULTS = {
         J2K,
         with_bytes(lambda frame: frame[:8] + b"\0\1\0\0" * 2 + frame[16:]),
         "its compressed image is 65536×65536×1",
+    ),
+    "JPEG 2000 that begins elsewhere": (
+        J2K,
+        with_bytes(lambda frame: frame[:16] + b"\0\0\0\5" + frame[20:]),
+        "its compressed image is 28×35×1",
     ),
     "JPEG 2000 of many components": (
         J2K,
