@@ -118,9 +118,10 @@ def test_numbers_are_named_by_a_file_and_sorted_as_numbers(tmp_path):
     named = wds(tmp_path / "x.tar", names=tmp_path / "names.txt")
     assert [record.label for record in named.records] == ["class 10", "class 2"]
     assert named.classes == tuple(f"class {i}" for i in range(11))
-    (tmp_path / "names.txt").write_text("only\n")
-    with pytest.raises(ShardError, match=r"x.tar: sample 0: label '10' is none of the classes.*only"):
-        wds(tmp_path / "x.tar", names=tmp_path / "names.txt")
+    for lines in (1, 10):
+        (tmp_path / "names.txt").write_text("".join(f"class {i}\n" for i in range(lines)))
+        with pytest.raises(ShardError, match=r"x.tar: sample 0: label '10' is none of the classes.*class 0"):
+            wds(tmp_path / "x.tar", names=tmp_path / "names.txt")
 
 
 def test_groups_come_from_the_json_and_without_them_a_note_says_so(tmp_path):
@@ -154,6 +155,30 @@ def test_npy_images_and_masks(tmp_path, array, expected):
     np.testing.assert_array_equal(raw.mask, mask)
 
 
+@pytest.mark.parametrize("extension", ["npy", "png"])
+def test_a_window_holds_for_every_kind_of_image(tmp_path, extension):
+    values = pixels(0).astype(np.uint16) * 10
+    write(tmp_path / "x.tar", [("k", {extension: npy(values) if extension == "npy" else png(values), "cls": b"a"})])
+    [record] = wds(tmp_path / "x.tar", window=(500, 1500)).records
+    np.testing.assert_allclose(record.load().image, np.clip((values - 500.0) / 1000, 0, 1), rtol=0, atol=1e-7)
+
+
+def test_an_npy_mask_has_two_axes(tmp_path):
+    write(tmp_path / "x.tar", [("k", {"png": png(pixels(0)), "seg.npy": npy(pixels(0)[None]), "cls": b"a"})])
+    [record] = wds(tmp_path / "x.tar", mask="seg.npy").records
+    with pytest.raises(ShardError, match=r"k.seg.npy: is an array of \[1, 16, 16\]; a mask is \[H,W\]"):
+        record.load()
+
+
+def test_what_is_the_mask_is_not_taken_for_the_image(tmp_path):
+    jpeg = io.BytesIO()
+    Image.fromarray(pixels(0)).save(jpeg, "JPEG")
+    write(tmp_path / "x.tar", [("k", {"jpg": jpeg.getvalue(), "png": png(blob(0)), "cls": b"a"})])
+    [record] = wds(tmp_path / "x.tar", mask="png").records
+    np.testing.assert_array_equal(record.load().image, np.asarray(Image.open(jpeg)))
+    np.testing.assert_array_equal(record.load().mask, blob(0) > 0)
+
+
 def test_a_sample_without_its_mask_has_no_roi_and_folders_and_hidden_files_are_passed_over(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         files = {"d": None, "./d/k.png": png(pixels(0)), "./d/k.cls": b"a", "./._k.png": b"x", "README": b""}
@@ -172,13 +197,13 @@ def test_a_sample_without_its_mask_has_no_roi_and_folders_and_hidden_files_are_p
 def test_long_names_of_every_tar_format(tmp_path, format, length):
     name = ("d" * (length // 2) + "/" + "k" * (length - length // 2 - 5)) + ".cls"
     with tarfile.open(tmp_path / "x.tar", "w", format=format) as tar:
-        for suffix in ("", "x"):
-            info = tarfile.TarInfo(name + suffix)
+        for each in (name, name + "x", "short.cls"):
+            info = tarfile.TarInfo(each)
             info.size, info.mtime = 1, 1.5 if format == tarfile.PAX_FORMAT else 1
             tar.addfile(info, io.BytesIO(b"a"))
     found = list(members(tmp_path / "x.tar"))
-    assert [member.name for member in found] == [name, name + "x"]
-    assert [member.read(1) for member in found] == [b"a", b"a"]
+    assert [member.name for member in found] == [name, name + "x", "short.cls"]
+    assert [member.read(1) for member in found] == [b"a", b"a", b"a"]
 
 
 def one(**sample):
@@ -338,6 +363,9 @@ HOSTILE_TARS = {
     "sparse": (raw_header("k.png", 0, tarfile.GNUTYPE_SPARSE) + bytes(1024), "sparse"),
     "global PAX header": (raw_header("g", 0, tarfile.XGLTYPE) + bytes(1024), "type b'g'"),
     "PAX size": (tar_of(("k.png", {"pax_headers": {"size": "1"}}, b"12")), "changes 'size'"),
+    "PAX link": (tar_of(("k.png", {"pax_headers": {"linkpath": "/etc/passwd"}}, b"")), "changes 'linkpath'"),
+    "NUL in a PAX path": (tar_of(("k.png", {"pax_headers": {"path": "k.png\0.pyd"}}, b"")), "leads out"),
+    "member twice": (tar_of(("k.png", {}, b""), ("k.cls", {}, b"a"), ("k.PNG", {}, b"")), "is in the tar twice"),
     "PAX sparse": (tar_of(("k.png", {"pax_headers": {"GNU.sparse.major": "1"}}, b"")), "changes 'GNU.sparse.major'"),
     "PAX damaged": (raw_header("x", 9, tarfile.XHDTYPE) + b"99 path=x".ljust(512, b"\0") + bytes(1024), "PAX header"),
     "giant PAX header": (raw_header("x", 1 << 17, tarfile.XHDTYPE) + bytes(1 << 18), "no honest one is"),
@@ -356,6 +384,16 @@ def test_hostile_tars_are_refused(tmp_path, case):
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(ShardError, match=f"x.tar: .*{says}"):
         wds(tmp_path / "x.tar")
+
+
+def test_an_image_of_half_a_gigabyte_is_not_read(tmp_path):
+    size = (1 << 29) + 1
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(raw_header("k.cls", 1) + b"a".ljust(512, b"\0") + raw_header("k.png", size))
+        file.truncate(1536 + size + 511 + 1024)  # a hole
+    [record] = wds(tmp_path / "x.tar").records
+    with pytest.raises(ShardError, match=rf"k.png: has {size} bytes, more than"):
+        record.load()
 
 
 @given(st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=12)), max_size=4), st.integers(0, 4096))
