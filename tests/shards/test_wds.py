@@ -81,7 +81,8 @@ def test_images_labels_and_masks_arrive_as_they_are(tmp_path):
 def test_a_folder_a_tar_and_a_brace_pattern(tmp_path, given):
     for n in (0, 1):
         write(tmp_path / f"x-{n:03d}.tar", [plain(i) for i in range(4)])
-    assert len(wds(tmp_path / given).records) == (4 if given == "x-000.tar" else 8)
+    made = wds(tmp_path / given)
+    assert (len(made.records), made.name) == ((4, "x-000") if given == "x-000.tar" else (8, tmp_path.name))
 
 
 def test_several_tars_in_the_order_given(tmp_path):
@@ -188,8 +189,10 @@ def test_a_sample_without_its_mask_has_no_roi_and_folders_and_hidden_files_are_p
                 info.type = tarfile.DIRTYPE
             info.size = len(data or b"")
             tar.addfile(info, io.BytesIO(data or b""))
-    [record] = wds(tmp_path / "x.tar", mask="mask.png").records
+    write(tmp_path / "y.tar", [plain(0)])
+    record, other = wds(tmp_path, mask="mask.png").records
     assert (record.key, record.load().mask) == ("x_d_k", None)
+    assert other.load().mask.any()
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -219,7 +222,9 @@ class Trap:
 
 
 REFUSED = {
-    "no label": ([("k", {"png": png(pixels(0))})], {}, r"sample k: has no .cls for the label; its members: png"),
+    "no label": ([("k", {"png": png(pixels(0))})], {}, r"sample k: has no .cls for the label; the members .*: png"),
+    "not sorted": ([("j", {"png": png(pixels(0))}), *one(), ("j", {"cls": b"a"})], {}, "follow each other .*: png"),
+    "no mask at all": (one(), {"mask": "seg.png"}, "no sample has a .seg.png for the mask; leave mask out"),
     "two images": (one(jpg=b""), {}, "has 2 members of png, jpg, jpeg and npy.*image"),
     "no image": ([("k", {"cls": b"a", "pyd": b""})], {}, "has 0 members of png"),
     "label not text": (one(cls=b"\xff"), {}, "k.cls: is not UTF-8"),
@@ -317,7 +322,8 @@ def test_hostile_images_are_refused_and_write_nothing(tmp_path, monkeypatch, cas
     monkeypatch.chdir(tmp_path / "in")
     sample = {"png": png(pixels(0)), "cls": b"a", extension: HOSTILE_IMAGES[case]}
     write("x.tar", [("k", sample)])
-    [record] = wds("x.tar", image="jpg" if extension == "jpg" else "png", mask="mask.png").records
+    flags = {"mask": "mask.png"} if extension == "mask.png" else {"image": extension}
+    [record] = wds("x.tar", **flags).records
     tracemalloc.start()
     with pytest.raises(ShardError, match=rf"x.tar: k.{extension}: (is not a PNG|has more than 100 million pixels)"):
         record.load()

@@ -69,7 +69,10 @@ class _Sample:
 
     def need(self, extension: str, what: str) -> Member:
         if extension not in self.members:
-            raise ShardError(f"{self}: has no .{extension} for {what}; its members: {', '.join(sorted(self.members))}")
+            raise ShardError(
+                f"{self}: has no .{extension} for {what}; the members that follow each other under its name: "
+                f"{', '.join(sorted(self.members))}"
+            )
         return self.members[extension]
 
 
@@ -97,7 +100,7 @@ def wds(
     label_of, group_of = _reader(label, "label"), _reader(group, "group") if group else None
     listed = tuple(classes) if classes else _lines(Path(names)) if names else None
     keys: dict[str, str] = {}
-    records = []
+    records, masks = [], 0
     with progress_bar("list tars", len(tars), True) as advance:
         for tar in tars:
             for sample in _samples(tar):
@@ -106,6 +109,7 @@ def wds(
                 if other := keys.get(key):
                     raise ShardError(f"{sample}: has the same key {key!r} as {other}; rename one of them")
                 keys[key] = where
+                masks += mask in sample.members
                 records.append(
                     Record(
                         key=key,
@@ -118,6 +122,8 @@ def wds(
             advance(1)
     if not records:
         raise ShardError(f"{', '.join(map(str, paths))}: holds no samples; give tars of the WebDataset layout")
+    if mask and not masks:
+        raise ShardError(f"no sample has a .{mask} for the mask; leave mask out, or give the extension that masks have")
     made: dict[str, Any] = {
         "source": "wds", "input": [Path(each).name for each in paths], "tars": len(tars),
         "bytes": sum(tar.stat().st_size for tar in tars), "label": label, "image": image, "mask": mask,
@@ -127,7 +133,8 @@ def wds(
     if not group:
         made["note"] = _BY_IMAGE
     found = {record.label for record in records}
-    name = Path(paths[0]).resolve().name.removesuffix(".tar") if len(paths) == 1 else tars[0].resolve().parent.name
+    home = Path(paths[0]).resolve()  # a folder, a tar, or else a pattern
+    name = home.name.removesuffix(".tar") if len(paths) == 1 and home.exists() else tars[0].resolve().parent.name
     return Source(name, listed or _sorted(found), records, made)
 
 
