@@ -106,15 +106,15 @@ def _flag(name: str, hint: Any, text: str) -> tuple[inspect.Parameter, Callable[
     if Sequence[str] in kinds:
         return parameter(str | None), lambda value: tuple(part.strip() for part in value.split(","))
     if tuple[float, float] in kinds:
-        return parameter(str | None), _pair
+        return parameter(str | None), lambda value: _pair(name, value)
     return parameter(kinds[0] | None), lambda value: value
 
 
-def _pair(text: str) -> tuple[float, float]:
+def _pair(name: str, text: str) -> tuple[float, float]:
     try:
         low, high = map(float, text.split(","))
     except ValueError:
-        raise BenchError(f"{text!r} is not LOW,HIGH, two numbers") from None
+        raise BenchError(f"--{name} {text!r} is not LOW,HIGH, two numbers") from None
     return low, high
 
 

@@ -64,7 +64,7 @@ def test_brats(tmp_path):
             values = seg if kind == "seg" else rng.integers(1, 999, seg.shape).astype(np.int16)
             nibabel.save(nibabel.Nifti1Image(values, np.diag([-1.0, -1, 1, 1])), home / f"{home.name}_{kind}.nii.gz")
     with pytest.raises(ShardError, match="channels 0 is neither 1"):
-        call("pack", "brats", tmp_path / "in", tmp_path / "set", "--channels=0")
+        call("pack", "brats", tmp_path / "in", tmp_path / "set", "--channels=0", "--min-voxels=20")
     call(
         "pack", "brats", tmp_path / "in", tmp_path / "set", "--modality=t1ce,t2,flair", "--label=tumor",
         "--min-voxels=20", "--percentiles=1,99", "--size=16", "--dtype=uint16", "--roi", "tumor",
@@ -132,8 +132,8 @@ def test_wds_takes_several_tars(tmp_path):
         (["in", "out", "--dup", "x"], "unknown source 'in'"),
         (["--dup", "x", "in", "out"], "--dup is not a flag of pack SOURCE"),
         (["--dtype", "uint8", "other", "siim", "out"], "SOURCE comes first: egal-bench pack other"),
-        (["siim", "in", "out", "--window=3"], "'3' is not LOW,HIGH, two numbers"),
-        (["siim", "in", "out", "--window=a,b"], "'a,b' is not LOW,HIGH, two numbers"),
+        (["siim", "in", "out", "--window=3"], "--window '3' is not LOW,HIGH, two numbers"),
+        (["siim", "in", "out", "--window=a,b"], "--window 'a,b' is not LOW,HIGH, two numbers"),
     ],
 )
 def test_what_is_refused(words, message):

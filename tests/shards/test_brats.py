@@ -220,6 +220,11 @@ def test_bad_settings(tmp_path, settings, message):
         quiet(tmp_path, **settings)
 
 
+def test_nothing_to_pack(tmp_path):
+    with pytest.raises(ShardError, match="no slice has 34 tumor voxels or more; lower min_voxels"):
+        quiet(tree_2020(tmp_path), min_voxels=34)
+
+
 def test_faults_of_the_tree(tmp_path):
     with pytest.raises(ShardError, match="holds no BraTS volumes, such as"):
         quiet(tmp_path)

@@ -243,6 +243,12 @@ def test_faults(tmp_path, old, new, settings, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_rule_that_leaves_nothing(tmp_path):
+    root = tree(tmp_path, findings={image: FINDINGS[image] for image in ("two", "split")})
+    with pytest.raises(ShardError, match="label 'drop-multi' leaves out all 2 images; choose other classes"):
+        read(root, label="drop-multi")
+
+
 def test_exactly_one_table(tmp_path):
     with pytest.raises(ShardError, match=r"holds 0 of train.csv, annotations_train.csv"):
         vindr(tmp_path)

@@ -101,6 +101,8 @@ def brats(
             numbers = tuple(one.number for one in found)
             records += [_record(case, one, _Slice(kept, case, numbers, i, shown), root) for i, one in enumerate(found)]
             advance(1)
+    if not records:
+        raise ShardError(f"{root}: no slice has {min_voxels} tumor voxels or more; lower min_voxels")
     made = {
         "source": "brats",
         "modality": list(kinds),

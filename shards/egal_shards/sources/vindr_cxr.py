@@ -118,6 +118,10 @@ def vindr(
                 },
             )
         )
+    if not records:
+        raise ShardError(
+            f"{root}: label {label!r} leaves out all {dropped} images; choose other classes, or another rule"
+        )
     if classes is None:
         seen = {record.label for record in records}
         names = tuple(name for name in names if name in seen)
