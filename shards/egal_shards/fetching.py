@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def _http(url: str, start: int, stop: int) -> Iterator[bytes]:
     except http.client.InvalidURL:
         raise ShardError(f"{shown(url)}: is not a URL; check its host and port") from None
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
+            raise ShardError(f"{shown(url)}: {_reason(error)}; check the URL, or trust by SSL_CERT_FILE") from None
         raise Passing(_reason(error)) from None
 
 

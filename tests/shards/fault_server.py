@@ -3,6 +3,7 @@
 import functools
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -31,14 +32,18 @@ class Script:
 
 
 @contextmanager
-def serving(folder, **settings):
-    """(URL, Script) of a server for the folder."""
+def serving(folder, certificate=None, **settings):
+    """(URL, Script) of a server for the folder; of HTTPS by the PEM file of a key and its certificate."""
     script = Script(folder, **settings)
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, script))
     server.daemon_threads = True
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/data/set", script
+        yield f"http{'s' * bool(certificate)}://127.0.0.1:{server.server_port}/data/set", script
     finally:
         script.released.set()
         server.shutdown()

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
@@ -109,13 +111,15 @@ def test_more_faults_than_tries_are_survived_where_each_brings_progress(pristine
     assert script.asked(FIRST) == sorted(set(script.asked(FIRST)))
 
 
-def test_lasting_errors_end_after_bounded_tries_and_the_next_run_goes_on(pristine, cache):
+def test_lasting_errors_end_after_bounded_tries_and_the_next_run_goes_on(pristine, cache, caplog):
     with serving(pristine, faults={FIRST: ["cut", *[500] * 20]}) as (url, script):
         shards = ShardSet(url)
         with pytest.raises(ShardError, match=rf"{url}/{FIRST}: HTTP 500 .*after 5 attempts; .* run it again") as caught:
             shards[0]
         assert "\n" not in str(caught.value)
         assert len(script.asked(FIRST)) == 5
+        pauses = [float(text.rsplit(maxsplit=2)[1]) for text in caplog.messages]
+        assert pauses == [0.01, 0.02, 0.04, 0.08]
         script.faults.clear()
         del script.log[:]
         shards[0]
@@ -144,6 +148,36 @@ def test_refusals_are_final(pristine, cache, status, says):
         with pytest.raises(ShardError, match=rf"{url}/manifest.json: HTTP {status} .*{says}"):
             ShardSet(url)
         assert len(script.log) == 1
+
+
+def self_signed(path):
+    """A PEM file of a key and its certificate for 127.0.0.1."""
+    pytest.importorskip("cryptography", reason="comes with moto[server]")
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now, host = datetime.now(UTC), x509.IPAddress(ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([host]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + certificate.public_bytes(pem))
+    return path
+
+
+def test_https_trusts_known_certificates_alone(pristine, cache, tmp_path, monkeypatch, caplog):
+    certificate = self_signed(tmp_path / "server.pem")
+    with serving(pristine, certificate) as (url, script):
+        with pytest.raises(ShardError, match=f"{url}/manifest.json: .*certificate verify failed.*SSL_CERT_FILE"):
+            ShardSet(url)
+        assert (script.log, caplog.messages) == ([], [])  # nor tried again
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert_equal(ShardSet(url), ShardSet(pristine))
 
 
 def test_no_server_at_all(cache):
