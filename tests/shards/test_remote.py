@@ -305,6 +305,9 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(pristine, cache):
             (shards.path / "index.parquet").write_bytes(bad)
             assert_equal(ShardSet(url), ShardSet(pristine))
         assert len(script.asked(FIRST)) == 4
+        os.truncate(path, 100)  # when `shards` had checked it
+        assert_equal(shards, ShardSet(pristine))
+        assert len(script.asked(FIRST)) == 5
 
 
 def held(cache):
@@ -398,16 +401,40 @@ def test_files_through_fsspec(pristine, cache):
         ShardSet(f"{pristine.as_uri()}/absent")
 
 
-def test_any_filesystem_that_fsspec_knows(pristine, cache):
-    """Object stores whose packages are not here take this way, too."""
-    fsspec = pytest.importorskip("fsspec", reason="needs the extra `remote`")
-    memory = fsspec.filesystem("memory")
+@pytest.fixture
+def stored(pristine):
+    """The class of a file system of fsspec that holds the set, as object stores do whose packages are not here."""
+    memory = pytest.importorskip("fsspec", reason="needs the extra `remote`").filesystem("memory")
     memory.put(str(pristine), "/pools/brain", recursive=True)
-    try:
-        assert verify("memory://pools/brain", progress=False) == verify(pristine, progress=False)
-        assert_equal(ShardSet("memory://pools/brain"), ShardSet(pristine))
-    finally:
-        memory.rm("/pools", recursive=True)
+    yield type(memory)
+    memory.rm("/pools", recursive=True)
+
+
+def test_any_filesystem_that_fsspec_knows(pristine, cache, stored):
+    assert verify("memory://pools/brain", progress=False) == verify(pristine, progress=False)
+    assert_equal(ShardSet("memory://pools/brain"), ShardSet(pristine))
+
+
+def test_faults_of_a_filesystem(pristine, cache, stored, monkeypatch):
+    """Passing ones are survived, from where they came; that of permissions is final."""
+    faults, cat, asked = [], stored.cat_file, []
+
+    def flaky(self, path, start=None, end=None):
+        if path.endswith(FIRST):
+            asked.append(start)
+            if start and faults:
+                raise faults.pop(0)
+        return cat(self, path, start=start, end=end)
+
+    monkeypatch.setattr(stored, "cat_file", flaky)
+    monkeypatch.setattr(fetching, "_BLOCK", 1000)
+    faults[:] = [ConnectionResetError(104, "reset"), TimeoutError("late"), OSError("throttled")]
+    assert_equal(ShardSet("memory://pools/brain"), ShardSet(pristine))
+    assert asked[:6] == [0, 1000, 1000, 1000, 1000, 2000]
+    shutil.rmtree(cache)
+    faults[:] = [PermissionError(13, "not yours")]
+    with pytest.raises(ShardError, match=f"memory://pools/brain/{FIRST}: not yours; give credentials"):
+        ShardSet("memory://pools/brain")[0]
 
 
 def test_a_store_whose_package_is_missing_is_named(cache, monkeypatch):
