@@ -127,6 +127,8 @@ class Manifest(_Part):
         """The manifest of the shard set in `folder`. ShardError where it is missing, damaged or of another version."""
         path = Path(folder) / MANIFEST
         try:
+            if path.exists() and not path.is_file():
+                raise ShardError(f"{path}: is no regular file; copy or pack the set again")
             with path.open("rb") as file:
                 raw = file.read(MAX_MANIFEST + 1)
         except OSError as error:

@@ -393,6 +393,16 @@ def test_raw_manifest_with_its_checksum_right(copy, body):
     refused(folder, "manifest.json: ", opens=False)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "index.parquet", SHARD])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_files_of_a_set_that_are_none(copy, name, make):
+    """Nothing waits for a pipe to be written, or reads a device to its end."""
+    folder = copy()
+    (folder / name).unlink()
+    make(folder / name)
+    refused(folder, name, opens=False)
+
+
 @pytest.mark.parametrize("path", ["pipe:touch trace", "pipe:touch trace |", "-", "/dev/zero", "|touch trace"])
 def test_paths_are_nothing_but_paths(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
