@@ -26,8 +26,8 @@ FIRST = "shard-000000.tar"
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pristine") / "set"
-    pack(source(24), folder, size=8, shard_mb=0.02, progress=False)
-    assert len(list(folder.glob("*.tar"))) > 3
+    pack(source(24), folder, size=8, shard_mb=0.014, progress=False)
+    assert len(list(folder.glob("*.tar"))) > 4
     return folder
 
 
@@ -367,19 +367,33 @@ def test_a_cache_that_cannot_be_written(pristine, cache, monkeypatch):
         ShardSet(url)
 
 
-def test_the_next_shards_are_fetched_while_one_is_read(pristine, cache, monkeypatch):
+def until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("room", "ahead"), [(100, 2), (3, 1), (2, 0)])
+def test_the_next_shards_are_fetched_while_one_is_read_in_order(pristine, cache, monkeypatch, room, ahead):
+    """At most two, and no more than the cache can hold beside the one that is read and the one before."""
     monkeypatch.setattr(remote, "_AHEAD", 2)
+    size = max(path.stat().st_size for path in pristine.glob("*.tar"))
+    monkeypatch.setenv("EGAL_CACHE_GB", str((room + 0.5) * size / 1e9))
     with serving(pristine) as (url, script):
         shards = ShardSet(url)
-        shards[0]
-        deadline = time.monotonic() + 20
-        while len(list(shards.path.glob("*.tar"))) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert len(list(shards.path.glob("*.tar"))) == 3  # and no more than two ahead
-        shards[len(shards) - 1]  # out of order: nothing follows it
+        home = [int(np.flatnonzero(shards.rows.shard == number)[0]) for number in range(5)]
+        shards[home[0]]
+        until(lambda: not shards.remote._fetching)
+        assert len(list(shards.path.glob("*.tar"))) == 1 + ahead
+        shards[home[3]]  # out of order: nothing follows it
+        assert not shards.remote._fetching
+        shards[home[4]]  # in order
+        assert len(shards.remote._fetching) <= ahead
         assert_equal(shards, ShardSet(pristine))
-    assert sorted(set(script.log)) == sorted(script.log)
+        until(lambda: not shards.remote._fetching)
+    if room == 100:
+        assert sorted(set(script.log)) == sorted(script.log)
 
 
 def test_a_fault_while_fetching_ahead_is_met_by_whoever_reads(pristine, cache, monkeypatch):
