@@ -74,7 +74,7 @@ def pack_command(words: Sequence[str]) -> Callable[..., None]:
                 text = f"{named}: {hint.__metadata__[0]}  [default: {_written(default)}]"
                 parameter, parse[name] = _flag(name, hint.__origin__, text)
                 parameters.append(parameter)
-            elif Sequence[str | Path] in get_args(hint):
+            elif Sequence[str | Path] in get_args(hint):  # of its path: INPUT may be several words
                 at = [parameter.name for parameter in parameters].index("input")
                 several = Annotated[list[str], *parameters[at].annotation.__metadata__]
                 parameters[at] = parameters[at].replace(annotation=several)

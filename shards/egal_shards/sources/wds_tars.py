@@ -133,9 +133,7 @@ def wds(
     if not group:
         made["note"] = _BY_IMAGE
     found = {record.label for record in records}
-    home = Path(paths[0]).resolve()  # a folder, a tar, or else a pattern
-    name = home.name.removesuffix(".tar") if len(paths) == 1 and home.exists() else tars[0].resolve().parent.name
-    return Source(name, listed or _sorted(found), records, made)
+    return Source(_name(paths, tars), listed or _sorted(found), records, made)
 
 
 def _check_extensions(image: str | None, mask: str | None) -> None:
@@ -151,6 +149,12 @@ def _tars(paths: Sequence[str | Path]) -> list[Path]:
         if (other := stems.setdefault(tar.stem, tar)) is not tar:
             raise ShardError(f"{tar}: has the name of {other}, and keys are made of it; rename one, or give it once")
     return found
+
+
+def _name(paths: Sequence[str | Path], tars: Sequence[Path]) -> str:
+    """That of the folder or tar; of a pattern or several paths, that of the first tar's folder."""
+    given = Path(paths[0]).resolve()
+    return given.name.removesuffix(".tar") if len(paths) == 1 and given.exists() else tars[0].resolve().parent.name
 
 
 def _expanded(path: str) -> list[Path]:
