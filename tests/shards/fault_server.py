@@ -23,6 +23,7 @@ class Script:
     ranges: bool = True
     login: str = ""  # the Authorization header and
     query: str = ""  # the query that are asked for
+    moved_to: str = ""  # the URL of the set to which all is redirected
     log: list = field(default_factory=list)  # (file, first byte asked for)
     sent: int = 0
     released: threading.Event = field(default_factory=threading.Event)  # ends stalls
@@ -69,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         if self.headers.get("Authorization", "") != script.login or parts.query != script.query:
             return self.answer(401)
+        if script.moved_to:
+            return self.answer(302, {"Location": f"{script.moved_to}/{name}"})
         fault = script.faults[name].pop(0) if script.faults.get(name) else None
         path = script.folder / name
         if isinstance(fault, int) or not path.is_file():
@@ -81,11 +84,13 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(416)
             first = start + 1 if fault == "other range" else start
             headers = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
-            return self.body(206, data[start:], headers, fault)
+            return self.body(206, data[first:], headers, fault)
         return self.body(200, data, {}, fault)
 
-    def answer(self, status):
+    def answer(self, status, headers=()):
         self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
