@@ -22,7 +22,7 @@ CACHED_WEIGHTS = 1 << 16
 # NumPy has no bfloat16 and Numba computes with no float16: the kernels take their bits
 BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
-NO_HEAD = [np.empty((0, 0), np.float32), np.empty(0, np.float32), np.empty(0, np.int64)]  # weight, bias, classes
+NO_HEAD = [np.empty((0, 0)), np.empty(0), np.empty(0, np.int64)]  # weight, bias, classes
 OUT = np.float32, np.int64, np.int32, np.int32, np.int32, np.float32, np.float32  # an Acquisition but for its logits
 
 
@@ -45,11 +45,12 @@ def acquire(
     if weight is not None and weight.numel() > CACHED_WEIGHTS:
         weight, alpha, logits = None, *_large_head(features, samples, weight, bias, classes)
     if weight is None:
-        head = [*NO_HEAD, to_array(alpha), to_array(logits).copy()]
+        head = [*NO_HEAD, to_array(alpha, torch.float64), to_array(logits).copy()]
     else:
         z = np.empty((batch, len(weight)), np.float32)
-        head = [to_array(weight), np.zeros(len(weight), np.float32) if bias is None else to_array(bias),
-                NO_HEAD[2] if classes is None else to_array(classes, torch.int64), z[:0], z]  # fmt: skip
+        head = [to_array(weight, torch.float64),
+                np.zeros(len(weight)) if bias is None else to_array(bias, torch.float64),
+                NO_HEAD[2] if classes is None else to_array(classes, torch.int64), NO_HEAD[0], z]  # fmt: skip
     recipe = RECIPES[convention]
     steps = recipe.relu, *(np.float32(-1 if eps is None else eps) for eps in (recipe.low, recipe.full))
     geometry = (h, w), axis_of(w, width), axis_of(h, height), pieces_of(h, height)
@@ -63,12 +64,11 @@ def _large_head(
     features: Tensor, samples: tuple[np.ndarray, bool], weight: Tensor, bias: Tensor | None, classes: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """alpha [B, C] and logits [B, K], by a GEMM over the whole batch: its weights would not stay in a core's cache."""
-    means = torch.empty(features.shape[:2])
+    means = torch.empty(features.shape[:2], dtype=torch.float64)
     cpu_head.pool(team(len(means)), *samples, means.numpy())
-    weight = weight.float()
-    logits = F.linear(means, weight, None if bias is None else bias.float())
+    logits = F.linear(means.float(), weight.float(), None if bias is None else bias.float())
     explained = logits.argmax(1) if classes is None else classes
-    return weight[explained] / features[0, 0].numel(), logits
+    return weight[explained].double() / features[0, 0].numel(), logits
 
 
 def flat_samples(features: Tensor) -> tuple[np.ndarray, bool]:

@@ -26,7 +26,7 @@ def _acquire(
     """
     (h, w), columns, axis, pieces = geometry
     entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area = out
-    maps, class_map = np.empty((min(logits.shape[1], MAPPED), h * w), np.float32), np.empty(h * w, np.float32)
+    maps, class_map = np.empty((min(logits.shape[1], MAPPED), h * w)), np.empty(h * w, np.float32)
     space = scratch(h, w, bits.shape[1], bits.shape[2])
     b = take(taken)
     while b < bits.shape[0]:

@@ -25,20 +25,24 @@ def acquire(
     alpha: Tensor | None,
     logits: Tensor | None,
 ) -> Acquisition:
-    """`egal_kernels.acquire` for checked arguments; features and maps are taken a chunk of the batch at a time."""
+    """`egal_kernels.acquire` for checked arguments; features and maps are taken a chunk of the batch at a time.
+
+    Logits and class maps are sums in float64, rounded once: in which order a backend adds up is no part of the rule.
+    """
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    weight, bias, alpha, logits = (x if x is None else x.to(dtype) for x in (weight, bias, alpha, logits))
+    wide = torch.float32 if features.device.type == "mps" else torch.float64  # MPS has no float64
+    weight, bias, alpha = (x if x is None else x.to(wide) for x in (weight, bias, alpha))
     batch, height, width = roi.shape
     chunk = max(1, CHUNK_PIXELS.get(features.device.type, CHUNK_PIXELS_ACCELERATOR) // (height * width))
     heads, overlaps = [], []
     for start in range(0, max(batch, 1), chunk):
         part = slice(start, start + chunk)
-        a = features[part].to(dtype)  # [n, C, h, w]
+        a = features[part].to(wide)  # [n, C, h, w]
         if weight is None:
-            z, channel_weights = logits[part], alpha[part]  # type: ignore[index]
+            z, channel_weights = logits[part].to(dtype), alpha[part]  # type: ignore[index]
         else:
-            z, channel_weights = _linear_head(a, weight, bias, None if classes is None else classes[part])
-        class_map = torch.einsum("nc,nchw->nhw", channel_weights, a)
+            z, channel_weights = _linear_head(a, weight, bias, None if classes is None else classes[part], dtype)
+        class_map = torch.einsum("nc,nchw->nhw", channel_weights, a).to(dtype)
         heads.append((z, class_map))
         overlaps.append(_overlap(RECIPES[convention](class_map, (height, width)), roi[part], threshold))
     z, class_map = map(torch.cat, zip(*heads, strict=True))
@@ -57,12 +61,14 @@ def acquire(
     )
 
 
-def _linear_head(a: Tensor, weight: Tensor, bias: Tensor | None, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits [n, K] and Grad-CAM channel weights [n, C] of a linear head on global average pooling.
+def _linear_head(
+    a: Tensor, weight: Tensor, bias: Tensor | None, classes: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Logits [n, K], rounded, and Grad-CAM channel weights [n, C] of a linear head on global average pooling.
 
     z_k = Σ_c W[k, c]·mean(A_c) + b_k, hence ∂z_k/∂A_c = W[k, c]/(h·w) at every position: its mean needs no backward.
     """
-    logits = F.linear(a.mean((2, 3)), weight, bias)
+    logits = F.linear(a.mean((2, 3)), weight, bias).to(dtype)
     explained = logits.argmax(1) if classes is None else classes
     return logits, weight[explained] / (a.shape[2] * a.shape[3])
 

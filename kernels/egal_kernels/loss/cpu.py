@@ -27,8 +27,8 @@ def forward(
     moment = np.empty((batch, channels if moments else 0), np.float32)
     samples = flat_samples(features)
     geometry = axis_of(w, width), axis_of(h, height), pieces_of(h, height), (_corners(h, height), _corners(w, width))
-    alpha, bits = to_array(_alpha(weight, classes, h * w)), to_array(roi.bits, torch.int32).view(np.uint32)
-
+    alpha = to_array(_alpha(weight, classes, h * w), torch.float64)
+    bits = to_array(roi.bits, torch.int32).view(np.uint32)
     cpu_forward.forward(team(batch), *samples, alpha, bits, geometry, (recipe.relu, low_eps, full_eps), loss, slope,
                         moment)  # fmt: skip
     return torch.from_numpy(loss), torch.from_numpy(slope), torch.from_numpy(moment)
