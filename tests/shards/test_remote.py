@@ -463,7 +463,7 @@ def test_any_filesystem_that_fsspec_knows(pristine, cache, stored):
 
 
 def test_faults_of_a_filesystem(pristine, cache, stored, monkeypatch):
-    """Passing ones are survived, from where they came; that of permissions is final."""
+    """Passing ones are survived, from where they came; that of permissions is final. None tells secrets."""
     faults, cat, asked = [], stored.cat_file, []
 
     def flaky(self, path, start=None, end=None):
@@ -479,8 +479,8 @@ def test_faults_of_a_filesystem(pristine, cache, stored, monkeypatch):
     assert_equal(ShardSet("memory://pools/brain"), ShardSet(pristine))
     assert asked[:6] == [0, 1000, 1000, 1000, 1000, 2000]
     shutil.rmtree(cache)
-    faults[:] = [PermissionError(13, "not yours")]
-    with pytest.raises(ShardError, match=f"memory://pools/brain/{FIRST}: not yours; give credentials"):
+    faults[:] = [PermissionError(13, "a://user:h1dden@b/c?sig=h1dden is not yours")]
+    with pytest.raises(ShardError, match=f"memory://pools/brain/{FIRST}: a://b/c is not yours; give credentials"):
         ShardSet("memory://pools/brain")[0]
 
 
