@@ -24,7 +24,7 @@ CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" e
 def load_ahead(regime: str) -> None:
     """Begin to load what workers of `regime` need, once for all of them, while the caller goes on."""
     if sys.platform == "linux":
-        CONTEXT.set_forkserver_preload([__name__, f"egal_bench.{regime}", "egal_kernels.acquisition.cpu"])
+        CONTEXT.set_forkserver_preload(["egal_bench.preload", f"egal_bench.{regime}"])
         resource_tracker.ensure_running()  # the server's start would start it, and with that unblock the signal
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is the parent's
         try:
