@@ -7,6 +7,7 @@ import sys
 
 from egal_bench.errors import BenchError
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # of the CPU and of MPS
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
@@ -30,6 +31,13 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
     elif device == "mps":
         torch.mps.synchronize()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that the device's memory does not suffice: CUDA's is of its own type, the others' are not."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def keep_freed_memory() -> None:

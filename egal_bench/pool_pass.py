@@ -15,6 +15,7 @@ from torch.profiler import record_function
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
+from egal_bench.devices import out_of_memory
 from egal_bench.errors import BenchError
 from egal_bench.model import Network
 from egal_bench.precision import autocast
@@ -45,7 +46,7 @@ def score(
         folder: on the disk that is to hold the numbers; None: a temporary one. batch: as of `over`.
 
     Raises:
-        BenchError: a sample's numbers are not finite, naming it; one image exceeds the memory; the disk is full.
+        BenchError: a sample's numbers are not finite, naming it; half a batch exceeds the memory; the disk is full.
         ShardError: a shard is damaged or unreadable.
     """
     if folder is not None:
@@ -97,7 +98,7 @@ def over(
 
     While `step` runs, threads read, check and decode the next batches. To CUDA these travel on a stream of their own,
     and the host waits for the results of a batch only when LAG more are under way. Where the device's memory does not
-    suffice, batches are halved, which is said, and the pass goes on.
+    suffice, the batch is halved once, which is said, and the pass goes on. BenchError where half is too much as well.
     """
     size = batch or (CUDA_BATCH if device == "cuda" else BATCH)
     waiting: deque[tuple[dict[str, Tensor], torch.cuda.Event | None]] = deque()
@@ -110,17 +111,22 @@ def over(
 
 
 def _steps(dataset: Dataset, positions: np.ndarray, step: Step, device: str, size: int) -> Iterator[dict[str, Tensor]]:
-    height = dataset.shards.manifest.image.size
+    height, whole = dataset.shards.manifest.image.size, min(size, len(positions))
     for batch in dataset.shards.batches(positions, size, device):
         start = 0
         while start < len(batch.keys):
             part = slice(start, start + size)
             found = _tried(step, batch.images[part], PackedRoi(batch.roi[part], height))
-            if found is None:
-                size = _halved(min(size, len(batch.keys)), device)
-                continue
-            yield found
-            start += size
+            if found is not None:
+                yield found
+                start += size
+            elif size >= whole > 1:
+                size = _halved(whole, device)
+            else:
+                raise BenchError(
+                    f"a batch of {min(size, whole)} exceeds the memory of {device}: end what else uses it, lower "
+                    "--size, or choose a smaller --backbone"
+                )
 
 
 @torch.inference_mode()
@@ -128,14 +134,14 @@ def _tried(step: Step, images: Tensor, roi: PackedRoi) -> dict[str, Tensor] | No
     """What `step` returns; None where the device's memory does not suffice."""
     try:
         return step(images, roi)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         return None
 
 
 def _halved(size: int, device: str) -> int:
-    if size == 1:
-        raise BenchError(f"one image exceeds the memory of {device}: lower --size, or choose a smaller --backbone")
-    console.print(f"{size} images exceed the memory of {device}: going on with batches of {size // 2}")
+    console.print(f"a batch of {size} exceeds the memory of {device}: going on with batches of {size // 2}")
     if device == "cuda":
         torch.cuda.empty_cache()
     return size // 2

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from egal_bench import measurements, model, precision, weights
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset, open_dataset, phantom_set
-from egal_bench.devices import chosen_device
+from egal_bench.devices import chosen_device, out_of_memory
 from egal_bench.errors import BenchError, unknown
 from egal_bench.files import whole
 from egal_bench.measuring import interleaved, paired_ratio
@@ -76,7 +76,9 @@ def profile(
     try:
         positions = order[: _samples(step, dataset, order, size, samples, config.device)]
         return _measured(network, dataset, positions, config, out, size, rounds, with_peers, trace)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise BenchError(f"--batch-size {size}: more than the memory of {config.device} holds; lower it") from None
 
 
@@ -116,7 +118,9 @@ def best_batch(step: Step, dataset: Dataset, order: np.ndarray, device: str) -> 
             break
         try:
             rate = size / _seconds_of_a_batch(step, dataset, order[:size], device, rounds=5)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             break
         console.print(f"--batch-size auto: {size} images in a batch, {rate:.4g} a second")
         if rate < fastest * GAIN:

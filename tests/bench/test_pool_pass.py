@@ -1,5 +1,6 @@
 """The pass of a network over a pool: what it computes, in bounded memory, and what it does when something breaks."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -118,7 +119,7 @@ class Small(nn.Module):
         return self.trunk(x)
 
 
-def test_out_of_memory_halves_the_batch_says_so_and_goes_on(dataset, capsys):
+def test_out_of_memory_halves_the_batch_once_says_so_and_goes_on(dataset, capsys):
     positions = np.arange(len(dataset.keys))
     want = score(network(), dataset, positions, FLOAT32, "cpu", overlap=True)
     made = network()
@@ -126,12 +127,60 @@ def test_out_of_memory_halves_the_batch_says_so_and_goes_on(dataset, capsys):
     found = score(made, dataset, positions, FLOAT32, "cpu", overlap=True)
     np.testing.assert_allclose(found.logits, want.logits, atol=1e-5)
     assert made.trunk.sizes == [16, 16, 16, 16, 16, 10]
-    said = capsys.readouterr().err
-    assert said.count("32 images exceed the memory of cpu: going on with batches of 16") == 1
-    assert said.count("exceed") == 1
-    made.trunk.limit = 0
-    with pytest.raises(BenchError, match="one image exceeds the memory of cpu: lower --size"):
-        score(made, dataset, positions, FLOAT32, "cpu", overlap=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "a batch of 32 exceeds the memory of cpu: going on with batches of 16"
+
+
+@pytest.mark.parametrize(
+    ("samples", "limit", "said", "error"), [(90, 15, [32], 16), (9, 3, [9], 4), (9, 0, [9], 4), (1, 0, [], 1)]
+)
+def test_half_a_batch_that_is_too_much_as_well_is_an_error(dataset, capsys, samples, limit, said, error):
+    made = network()
+    made.trunk = Small(made.trunk, limit)
+    with pytest.raises(BenchError, match=rf"^a batch of {error} exceeds the memory of cpu: end .*, lower --size, or"):
+        score(made, dataset, np.arange(samples), FLOAT32, "cpu", overlap=True)
+    assert re.findall(r"a batch of (\d+) exceeds", capsys.readouterr().err) == [str(size) for size in said]
+    assert not made.trunk.sizes
+
+
+def test_an_error_of_the_network_is_not_taken_for_lack_of_memory(dataset):
+    def broken(*_):
+        raise RuntimeError("the map is too small")
+
+    made = network()
+    made.trunk.register_forward_hook(broken)
+    with pytest.raises(RuntimeError, match="the map is too small"):
+        score(made, dataset, np.arange(9), FLOAT32, "cpu", overlap=True)
+
+
+SMALL_MEMORY = """
+import re, resource, sys
+import numpy as np, torch
+from pathlib import Path
+from egal_bench import model
+from egal_bench.config import Config
+from egal_bench.dataset import open_dataset
+from egal_bench.pool_pass import score
+torch.set_num_threads(1)
+dataset = open_dataset(sys.argv[1])
+network = model.build("small-cnn", 3, image_channels=1, image_size=32, size=None, seed=0).eval()
+run = lambda: score(network, dataset, np.arange(90), Config(precision="float32"), "cpu", overlap=True)
+want = run()
+network.trunk.register_forward_hook(lambda module, args, out: [out, torch.empty(len(out) << 27, dtype=torch.uint8)][0])
+used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30),) * 2)
+np.testing.assert_allclose(run().logits, want.logits, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux limits a process's memory so")
+def test_a_process_that_may_not_have_more_memory_halves_its_batch(dataset):
+    """128 MB an image: 4 GB a batch of 32, 2 GB half of it, and 3 GB are allowed."""
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_MEMORY, str(dataset.shards.where)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stderr.split()) == "a batch of 32 exceeds the memory of cpu: going on with batches of 16"
 
 
 @pytest.mark.parametrize("overlap", [False, True])
