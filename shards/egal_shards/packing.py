@@ -7,17 +7,19 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from egal_shards import geometry, layout
 from egal_shards.errors import ShardError
+from egal_shards.forks import can_fork, forked_map
 from egal_shards.intensity import fit_image
 from egal_shards.manifest import Manifest
 from egal_shards.progress import progress_bar
@@ -25,6 +27,16 @@ from egal_shards.records import Raw, Record, Source
 from egal_shards.split import Split, assign
 from egal_shards.threads import cores, ordered_map
 from egal_shards.writer import Encoded, SetWriter, encode
+
+_RUN = 16  # samples at least that a worker takes at a time; no group is cut for it
+_RUN_BYTES = 16e6  # of pixels at most, which cuts groups too
+_FORKED = 64  # samples for which processes are worth their start
+
+
+class _Planned(NamedTuple):
+    record: Record
+    side: str  # "pool" | "test"
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,13 @@ def pack(
 
     Images become dtype [channels,size,size], ROIs bool [size,size]; uint16 keeps what uint8 would round away, and is
     stored as npy or, in one channel, png. `shard_mb` is the most that a shard holds, in 10⁶ bytes (at least one
-    sample). Equal sources and settings give equal bytes, whatever the number of threads. The
+    sample). Equal sources and settings give equal bytes, whatever the number of workers. The
     set appears at `out_dir` once it is whole: an error or Ctrl-C leaves nothing there. ShardError for bad input.
     """
     spec = _Spec(size, channels, resize, image_format, dtype, shard_mb)
     _check_source(source, channels)
     splits, units = assign(source.records, source.classes, split)
-    plan = list(zip(source.records, splits, units, strict=True))
+    plan = [_Planned(*planned) for planned in zip(source.records, splits, units, strict=True)]
     fixed = any(record.split for record in source.records)
     made = {
         "source": source.made,
@@ -91,8 +103,9 @@ def pack(
         print(f"{source.name}: {source.made['note']}", file=sys.stderr)
 
     with _appearing(Path(out_dir)) as folder, SetWriter(folder, shard_mb * 1e6) as writer:
-        with progress_bar(f"pack {source.name}", len(plan), progress) as advance:
-            for sample in ordered_map(lambda item: _encode(*item, spec, source.classes), plan, cores(), 4 * cores()):
+        bar = progress_bar(f"pack {source.name}", len(plan), progress)
+        with bar as advance, closing(_encoded(plan, spec, source.classes)) as runs:
+            for sample in chain.from_iterable(runs):
                 writer.add(sample)
                 advance(1)
         image = {"size": size, "channels": channels, "dtype": dtype, "format": image_format}
@@ -125,6 +138,29 @@ def _check_source(source: Source, channels: int) -> None:
         if record.label not in source.classes:
             raise ShardError(f"{record.file}: label {record.label!r} is none of {list(source.classes)}; mend it")
         seen[record.key] = record.file
+
+
+def _encoded(plan: list[_Planned], spec: _Spec, classes: Sequence[str]) -> Generator[list[Encoded], None, None]:
+    """The samples in order, from a process or a thread a core."""
+
+    def encode_run(run: list[_Planned]) -> list[Encoded]:
+        return [_encode(*planned, spec, classes) for planned in run]
+
+    runs = list(_runs(plan, int(_RUN_BYTES / (spec.size**2 * spec.channels * np.dtype(spec.dtype).itemsize)) or 1))
+    if can_fork() and cores() > 1 and len(plan) >= _FORKED:
+        return forked_map(encode_run, runs, min(cores(), len(runs)))
+    return ordered_map(encode_run, runs, cores(), cores())
+
+
+def _runs(plan: list[_Planned], most: int) -> Iterator[list[_Planned]]:
+    """Consecutive samples, at most `most`: whole groups where they fit, whose files (a volume) are then read once."""
+    run: list[_Planned] = []
+    for planned in plan:
+        if len(run) >= most or (len(run) >= _RUN and run[-1].record.group != planned.record.group):
+            yield run
+            run = []
+        run.append(planned)
+    yield run
 
 
 def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence[str]) -> Encoded:

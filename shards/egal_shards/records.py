@@ -1,4 +1,4 @@
-"""What a source hands to `pack`: records that load themselves, one at a time, from any thread."""
+"""What a source hands to `pack`: records that load themselves, one at a time, in any thread or forked process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,8 @@ import gzip
 import subprocess
 import sys
 import textwrap
-import threading
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -175,27 +175,20 @@ def test_packs_into_16_bits_and_back(tmp_path):
         assert np.array_equal(sample.roi[1:12], raw.mask)
 
 
-def test_one_load_a_volume_whatever_the_threads(tmp_path, monkeypatch):
+def test_a_case_is_loaded_once_and_let_go_before_the_next(tmp_path, monkeypatch):
     loads, alive = [], []
     load = brats_mri._load
 
     def counted(case, *rest):
         loads.append(case.name)
+        assert not any(loaded() for loaded in alive)
         loaded = load(case, *rest)
-        alive.append(loaded)
+        alive.append(weakref.ref(loaded))
         return loaded
 
     monkeypatch.setattr(brats_mri, "_load", counted)
-    monkeypatch.setattr(brats_mri, "cores", lambda: 2)
-    source = quiet(tree_2020(tmp_path))
-    threads = [threading.Thread(target=record.load) for record in source.records]
-    for thread in threads:
-        thread.start()
-        thread.join(0.01)
-    for thread in threads:
-        thread.join()
+    pack(quiet(tree_2020(tmp_path / "tree")), tmp_path / "set", size=16, progress=False)
     assert loads == [f"BraTS20_Training_00{i}" for i in (1, 2, 3, 4)]
-    assert len(source.records[0].load.kept._slots) == 2
 
 
 def tampered(root, name, values):

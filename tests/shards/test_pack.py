@@ -142,6 +142,7 @@ def test_equal_input_gives_equal_bytes_whatever_the_threads(tmp_path, monkeypatc
         return raw(i)
 
     contents = []
+    monkeypatch.setattr(packing, "_RUN", 1)  # else one worker would take them all
     for workers in (1, 2, 7):
         monkeypatch.setattr(packing, "cores", lambda workers=workers: workers)
         out = tmp_path / str(workers)

@@ -2,11 +2,10 @@
 
 import os
 import re
-from collections import OrderedDict
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -76,8 +75,8 @@ def brats(
     Slices labelled "no tumor" have no tumour voxel at all, and brain in a tenth of their area. Three modalities are
     channels in the order given. Slices are turned by the affine to anterior up, the patient's right on the left.
 
-    Every segmentation is read once to find the slices; volumes are streamed, and as many cases kept as there are
-    processors. ShardError names the file.
+    Every segmentation is read once to find the slices; volumes are streamed, and each worker keeps the case that it is
+    at. ShardError names the file.
     """
     kinds = _modalities(modality)
     for name, value, options in (("label", label, get_args(Label)), ("roi", roi, (None, *get_args(Roi)))):
@@ -206,29 +205,18 @@ class _Loaded:
     codes: np.ndarray  # u8 [N,H,W]
 
 
-@dataclass
-class _Slot:
-    lock: Lock = field(default_factory=Lock)
-    loaded: _Loaded | None = None
-
-
-class _Kept:
-    """The cases used last, as many as there are processors, each loaded once however many threads ask."""
+class _Kept(threading.local):
+    """The case that a worker used last: its slices come to one worker, one after another."""
 
     def __init__(self, percentiles: tuple[float, float]) -> None:
-        self._percentiles, self._lock = percentiles, Lock()
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        self._percentiles, self._name = percentiles, ""
 
     def get(self, case: Case, numbers: tuple[int, ...]) -> _Loaded:
-        with self._lock:
-            slot = self._slots.setdefault(case.name, _Slot())
-            self._slots.move_to_end(case.name)
-            while len(self._slots) > cores():
-                self._slots.popitem(last=False)
-        with slot.lock:
-            if slot.loaded is None:
-                slot.loaded = _load(case, numbers, self._percentiles)
-            return slot.loaded
+        if case.name != self._name:
+            self._name, self._loaded = "", None  # before the next one is there too
+            self._name, self._loaded = case.name, _load(case, numbers, self._percentiles)
+        assert self._loaded
+        return self._loaded
 
 
 @dataclass(frozen=True, slots=True)
