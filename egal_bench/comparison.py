@@ -60,7 +60,7 @@ def compare(config: Config) -> Comparison:
     out = _folder(config)
     datasets = [open_dataset(path) for path in config.shards or [phantom_set(config, out)]]
     _check(datasets, config)
-    if config.workers != 1:
+    if _workers(config, "cpu") > 1:
         load_ahead(config.regime)
     device = chosen_device(config.device)
     config = config.model_copy(update={"precision": _precision(config, datasets[0], out, device)})
@@ -189,6 +189,7 @@ def _precision(config: Config, dataset: Dataset, out: Path, device: str) -> str:
 
 
 def _workers(config: Config, device: str) -> int:
+    """Runs at a time: as configured, else as many as fill the cores with the threads of each, one on a GPU."""
     if config.workers is not None:
         return config.workers
     if device != "cpu":

@@ -120,7 +120,9 @@ class Config(BaseModel):
         1, description="CPU threads of one run; sums depend on it in the last digit, so it is part of the result"
     )
     workers: Count | None = Field(
-        None, description="runs at a time, each in a process of its own; none: one per CPU core / threads (1 on a GPU)"
+        None,
+        description="runs at a time, each in a process of its own; none: CPU cores / --threads, which is "
+        "faster than fewer runs of more threads (1 on a GPU)",
     )
     engine: Literal["local"] = Field("local", description="what executes the runs")
     out: Path | None = Field(None, description="folder of the results; none: runs/DATASET")

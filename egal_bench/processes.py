@@ -98,6 +98,7 @@ def _receive(pipe: Connection, task: Task) -> tuple | None:
 def _serve(pipe: Connection) -> None:
     """A worker's life: receive a Task, send its rounds and then None, or the exception; until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which takes half-written files away
     while True:
         try:
             task = pipe.recv()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from egal_bench import comparison
 from egal_bench.comparison import compare as run_comparison
 from egal_bench.config import Config
 from egal_bench.errors import BenchError
@@ -133,8 +135,21 @@ def test_egal_queries_are_the_top_of_its_score(finished):
         assert of_query.sort_values("rank").score.is_monotonic_decreasing
 
 
-def test_two_workers_write_what_one_writes(finished, tmp_path):
-    compare(*TINY, "--workers=2", "--out=two", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("cores", "threads", "device", "wanted", "workers"),
+    [
+        (1, 1, "cpu", None, 1), (2, 1, "cpu", None, 2), (8, 1, "cpu", None, 8), (64, 1, "cpu", None, 64),
+        (8, 3, "cpu", None, 2), (2, 4, "cpu", None, 1), (64, 1, "cuda", None, 1), (8, 1, "mps", None, 1),
+        (1, 1, "cpu", 3, 3), (8, 1, "cuda", 2, 2),
+    ],
+)  # fmt: skip
+def test_as_many_runs_at_a_time_as_fill_the_cores(monkeypatch, cores, threads, device, wanted, workers):
+    monkeypatch.setattr(comparison, "cores", lambda: cores)
+    assert comparison._workers(Config(threads=threads, workers=wanted), device) == workers
+
+
+def test_workers_more_than_runs_write_what_one_writes(finished, tmp_path):
+    compare(*TINY, "--workers=64", "--out=two", cwd=tmp_path)
     one, two = contents(finished[0]), contents(tmp_path / "two")
     for table in one:
         pd.testing.assert_frame_equal(one[table], two[table], check_exact=True)
@@ -179,6 +194,27 @@ def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(tmp_path):
     assert len(tables["rounds"]) % 3 == 0  # whole runs only
     assert len(tables["rounds"]) >= 9
     assert list((tmp_path / "cut").rglob(".*.part.parquet")) == []
+
+
+def test_ctrl_c_while_a_worker_writes_leaves_no_half_written_table(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom pathlib import Path\nfrom types import SimpleNamespace\nimport numpy as np\n"
+        "from egal_bench import results\n"
+        "def half(table, path):\n    Path(path).write_text('PAR1')\n    time.sleep(60)\n"
+        "results.pq = SimpleNamespace(write_table=half)\n"
+        "class Slow:\n    needs_roi = needs_features = False\n"
+        "    def __call__(self, pool): return np.arange(len(pool))\n"
+    )
+    flags = [*TINY, "--workers=2", "--out=cut", "--strategies=slow:Slow"]
+    process = subprocess.Popen([EGAL_BENCH, "compare", *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    stop = time.monotonic() + 60
+    while not list(tmp_path.glob("cut/selections/**/.*.part.parquet")) and time.monotonic() < stop:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "0 of 2 runs are whole" in errors
+    assert [path.name for path in tmp_path.glob("cut/selections/**/*") if path.is_file()] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux")
