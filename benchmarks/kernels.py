@@ -43,13 +43,13 @@ def whole_op(shape: Shape, home: Path) -> Case:
 
     | | acquire | plain PyTorch | torch.compile |
     |---|---|---|---|
-    | B=64 C=1024 7×7→224² | 9.5 | 38× | 17× |
-    | B=64 C=2048 7×7→224² | 13 | 19× | 13× |
-    | B=64 C=1024 14×14→224² | 23 | 22× | 8.6× |
-    | B=8 C=512 32×32→1024² | 121 | 142× | 29× |
+    | B=64 C=1024 7×7→224² | 10 | 48× | 16× |
+    | B=64 C=2048 7×7→224² | 14 | 19× | 12× |
+    | B=64 C=1024 14×14→224² | 26 | 9.1× | 6.8× |
+    | B=8 C=512 32×32→1024² | 120 | 146× | 37× |
 
     Why: plain PyTorch writes and reads a float32 map of B·H·W a dozen times, and a good part of its time is page faults
-    of those maps: as they fall it takes 290 to 600 µs at the first shape, 30 to 62 times ours. Here a
+    of those maps: as they fall it takes 290 to 600 µs at the first shape, 30 to 62 times ours, and at 14×14 240 to 500. Here a
     sample's features are read once, about as fast as a sum over them, its class map never leaves the cache, and no
     upsampled map exists: O(h·W) interval ends instead of O(H·W) pixels, and popcounts of the packed ROI. At 14×14 the
     features are 800 kB a sample: reading them is most of it.
@@ -102,7 +102,7 @@ def class_maps(shape: Shape, home: Path) -> Case:
 
         python -m benchmarks kernels/class-maps
 
-    On 2 cores the class maps alone take 0.77 of the time of the whole op, one sum over the features 0.60.
+    On 2 cores the class maps alone take 0.71 of the time of the whole op, one sum over the features 0.55.
 
     Why: both are bound by reading 400 kB a sample; the op adds 5 µs of one thread an image.
     """
