@@ -154,11 +154,14 @@ class ShardSet:
     def _batch(
         self, positions: np.ndarray, transfer: "Transfer", checked: "Checked | None"
     ) -> "tuple[Sent, list[str]]":
+        from torch.profiler import record_function
+
         spec = self.manifest.image
         images = transfer.empty((len(positions), spec.channels, spec.size, spec.size), spec.dtype)
         roi = transfer.empty((len(positions), *layout.roi_shape(spec.size)), "int32")
         has_roi, labels = transfer.empty((len(positions),), "bool"), transfer.empty((len(positions),), "int64")
-        self._fill(positions, checked, images.numpy(), roi.numpy())
+        with record_function("reading"):
+            self._fill(positions, checked, images.numpy(), roi.numpy())
         has_roi.numpy()[:], labels.numpy()[:] = self.rows.roi_area[positions] > 0, self.rows.label[positions]
         return transfer.send((images, roi, has_roi, labels)), self.rows.texts_at("key", positions)
 
