@@ -3,9 +3,9 @@
 import operator
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
     from egal_shards.remote import Remote
     from egal_shards.rereading import Checked
-    from egal_shards.transfer import Sent, Transfer
+    from egal_shards.transfer import Sent, Tensors, Transfer
 
 _READERS = 2  # threads that read ahead of the consumer of batches
 _AHEAD = 3  # batches they may be ahead
-_OPEN = 16  # shards open at a time
+_AT_ONCE = 16  # shards that a batch opens at a time
+_OPEN = 64  # shards that stay open for the next batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,8 @@ class ShardSet:
     """The samples of the shard set at a path or URL, in the order in which they were packed.
 
     Opening checks manifest, index and shard sizes against each other; reading checks each sample against its digest.
-    Both raise ShardError. No file stays open, and the set can be pickled: it is opened again where it arrives.
+    Both raise ShardError. Files stay open only while batches are read, and the set can be pickled: it is opened again
+    where it arrives.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -112,8 +114,8 @@ class ShardSet:
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of a set of {len(self)}")
         i %= len(self)
-        with self._opened(int(self.rows.shard[i])) as file:
-            sample = self._read(i, file)
+        file = self._opened(int(self.rows.shard[i]))
+        sample = self._read(i, file.descriptor)
         return Sample(
             key=self.rows.text("key", i),
             image=sample.image,
@@ -142,42 +144,60 @@ class ShardSet:
         return self._batches(chunks, str(device))
 
     def _batches(self, chunks: Iterator[np.ndarray], device: str) -> Iterator[Batch]:
+        from torch.profiler import record_function
+
         from egal_shards.transfer import Transfer
 
         transfer, checked = Transfer(device), self._checked
-        ahead = ordered_map(lambda chunk: self._batch(chunk, transfer, checked), chunks, _READERS, _AHEAD)
-        with closing(ahead):
-            for sent, keys in ahead:
+        opened = lru_cache(0 if self.remote else _OPEN)(self._opened)  # what is open cannot be evicted from a cache
+
+        def fill(blank: "tuple[np.ndarray, Tensors]") -> "tuple[np.ndarray, Sent]":
+            positions, tensors = blank
+            with record_function("reading"):
+                self._fill(positions, opened, checked, tensors[0].numpy(), tensors[1].numpy())
+                return positions, transfer.send(tensors)
+
+        # Each time that a thread lets go of the GIL others may take it: readers do as little under it as can be
+        blanks = ((positions, self._blank(positions, transfer)) for positions in chunks)
+        with closing(ordered_map(fill, blanks, _READERS, _AHEAD)) as filled:
+            for positions, sent in filled:
                 images, roi, has_roi, labels = transfer.receive(sent)
-                yield Batch(images, roi, has_roi, labels, keys)
+                yield Batch(images, roi, has_roi, labels, self.rows.keys(positions))
 
-    def _batch(
-        self, positions: np.ndarray, transfer: "Transfer", checked: "Checked | None"
-    ) -> "tuple[Sent, list[str]]":
-        from torch.profiler import record_function
+    def _blank(self, positions: np.ndarray, transfer: "Transfer") -> "Tensors":
+        """Tensors of a batch, of which labels and has_roi are filled."""
+        import torch
 
-        spec = self.manifest.image
-        images = transfer.empty((len(positions), spec.channels, spec.size, spec.size), spec.dtype)
-        roi = transfer.empty((len(positions), *layout.roi_shape(spec.size)), "int32")
-        has_roi, labels = transfer.empty((len(positions),), "bool"), transfer.empty((len(positions),), "int64")
-        with record_function("reading"):
-            self._fill(positions, checked, images.numpy(), roi.numpy())
-        has_roi.numpy()[:], labels.numpy()[:] = self.rows.roi_area[positions] > 0, self.rows.label[positions]
-        return transfer.send((images, roi, has_roi, labels)), self.rows.texts_at("key", positions)
+        spec, samples = self.manifest.image, len(positions)
+        images = transfer.empty((samples, spec.channels, spec.size, spec.size), spec.dtype)
+        roi = transfer.empty((samples, *layout.roi_shape(spec.size)), "int32")
+        has_roi, labels = self.rows.roi_area[positions] > 0, self.rows.label[positions]
+        return images, roi, torch.from_numpy(has_roi), torch.from_numpy(labels)  # too small for pinned memory to matter
 
-    def _fill(self, positions: np.ndarray, checked: "Checked | None", images: np.ndarray, roi: np.ndarray) -> None:
-        """Images and ROI words of the samples at these positions; each shard is opened once."""
+    def _fill(
+        self,
+        positions: np.ndarray,
+        opened: "Callable[[int], _Opened]",
+        checked: "Checked | None",
+        images: np.ndarray,
+        roi: np.ndarray,
+    ) -> None:
+        """Images and ROI words of the samples at these positions."""
         homes = self.rows.shard[positions]
-        shards = np.unique(homes)
-        for few in np.split(shards, range(_OPEN, len(shards), _OPEN)):
-            slots = np.flatnonzero(np.isin(homes, few))
-            with ExitStack() as stack:
-                opened = [stack.enter_context(self._opened(int(shard))) for shard in few]
-                files = np.array(opened)[np.searchsorted(few, homes[slots])]
-                rest = checked.read(files, positions[slots], slots, images, roi) if checked else range(len(slots))
-                for n in rest:
-                    sample = self._read(int(positions[slots[n]]), int(files[n]))
-                    images[slots[n]], roi[slots[n]] = sample.image, sample.words.view("<i4")
+        shards = sorted(set(homes.tolist()))
+        for few in (shards[i : i + _AT_ONCE] for i in range(0, len(shards), _AT_ONCE)):
+            held = [opened(shard) for shard in few]
+            descriptors = np.full(len(self.manifest.shards), -1)
+            descriptors[few] = [file.descriptor for file in held]
+            files = descriptors[homes]
+            rest = files >= 0
+            if checked:
+                rest &= ~checked.read(files, positions, images, roi)
+            for n in np.flatnonzero(rest):
+                sample = self._read(int(positions[n]), int(files[n]))
+                images[n], roi[n] = sample.image, sample.words.view("<i4")
+                if checked:
+                    checked.remember(positions[n], images[n], roi[n])
 
     def _read(self, i: int, file: int) -> Decoded:
         """Row i, from its open shard."""
@@ -194,15 +214,11 @@ class ShardSet:
             return self.remote.open_shard(number)
         return FileIO(f"{self.path}/{self.manifest.shards[number].file}")
 
-    @contextmanager
-    def _opened(self, shard: int) -> Iterator[int]:
-        """The descriptor of a shard."""
+    def _opened(self, shard: int) -> "_Opened":
         try:
-            file = self.open_shard(shard)
+            return _Opened(self.open_shard(shard))
         except OSError as error:
             raise self._unreadable(shard, error) from None
-        with file:
-            yield file.fileno()
 
     def _unreadable(self, shard: int, error: OSError) -> ShardError:
         path = self.path / self.manifest.shards[shard].file
@@ -213,7 +229,17 @@ class ShardSet:
         """None where images have to be decoded, which takes longer than any digest."""
         from egal_shards.rereading import Checked
 
-        return Checked(self.rows, self.manifest) if self.manifest.image.format == "npy" else None
+        return Checked(self.rows.offsets) if self.manifest.image.format == "npy" else None
+
+
+class _Opened:
+    """A shard's file, which is closed once nobody refers to it."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file, self.descriptor = file, file.fileno()
+
+    def __del__(self) -> None:
+        self._file.close()
 
 
 def _remote(url: str, digest: str) -> "Remote":

@@ -1,5 +1,6 @@
 """Tensors on their way from the threads that read to the device of the consumer."""
 
+import math
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ _SPARE = 8  # buffers of one size that wait to be used again
 _LINE = 64  # bytes; the kernel copies several times more slowly to addresses that are no multiple
 
 
+Tensors = tuple[Tensor, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Sent:
     """Tensors that may still be on their way."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: Tensors
     arrival: torch.cuda.Event | None
 
 
@@ -33,7 +37,7 @@ class Transfer:
         """Memory of the host, to be filled and sent. It is used again once no tensor refers to it."""
         if self._cuda:
             return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)  # PyTorch, too, uses it again
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         try:
             memory = self._spare[size].pop()
         except IndexError:
@@ -46,13 +50,17 @@ class Transfer:
         if len(self._spare[memory.size]) < _SPARE:
             self._spare[memory.size].append(memory)
 
-    def send(self, tensors: tuple[Tensor, ...]) -> Sent:
+    def send(self, tensors: Tensors) -> Sent:
         """Begin the copies; on the CPU there are none. In the thread that has filled the tensors."""
-        with torch.cuda.stream(self._stream):  # of None: does nothing
+        if self._device.type == "cpu":
+            return Sent(tensors, None)
+        if self._stream is None:
+            return Sent(tuple(tensor.to(self._device) for tensor in tensors), None)
+        with torch.cuda.stream(self._stream):
             sent = tuple(tensor.to(self._device, non_blocking=True) for tensor in tensors)
-        return Sent(sent, self._stream.record_event() if self._stream else None)
+        return Sent(sent, self._stream.record_event())
 
-    def receive(self, sent: Sent) -> tuple[Tensor, ...]:
+    def receive(self, sent: Sent) -> Tensors:
         """The tensors, for work that the consumer's thread launches from now on."""
         if sent.arrival is not None:
             stream = torch.cuda.current_stream(self._device)

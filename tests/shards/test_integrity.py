@@ -240,6 +240,14 @@ def test_index_with_rows_or_columns_of_another_kind(copy):
     refused(copy, r"index.parquet: its columns or row count", ShardSet)
 
 
+@pytest.mark.parametrize("column", [b"group", b"label", b"sha256"])
+def test_index_with_a_column_of_another_name(copy, column):
+    path = copy / "index.parquet"
+    path.write_bytes(path.read_bytes().replace(column, b"\0" + column[1:]))
+    resign(copy)
+    refused(copy, r"index.parquet: its columns or row count", ShardSet)
+
+
 def test_index_that_is_no_parquet(copy):
     (copy / "index.parquet").write_bytes(b"PAR1 but not really PAR1")
     resign(copy)
