@@ -49,10 +49,10 @@ def whole_op(shape: Shape, home: Path) -> Case:
     | B=8 C=512 32×32→1024² | 120 | 146× | 37× |
 
     Why: plain PyTorch writes and reads a float32 map of B·H·W a dozen times, and a good part of its time is page faults
-    of those maps: as they fall it takes 290 to 600 µs at the first shape, 30 to 62 times ours, and at 14×14 240 to 500. Here
-    a sample's features are read once, about as fast as a sum over them, its class map never leaves the cache, and no
-    upsampled map exists: O(h·W) interval ends instead of O(H·W) pixels, and popcounts of the packed ROI. At 14×14 the
-    features are 800 kB a sample: reading them is most of it.
+    of those maps: as they fall it takes 290 to 600 µs at the first shape, 30 to 62 times ours, and at 14×14 240 to 500.
+    Here a sample's features are read once, about as fast as a sum over them, its class map never leaves the cache, and
+    no upsampled map exists: O(h·W) interval ends instead of O(H·W) pixels, and popcounts of the packed ROI. At 14×14
+    the features are 800 kB a sample: reading them is most of it.
     """
     features, weight, bias, mask = scenes(*shape)
     roi = pack_roi(mask)
