@@ -39,13 +39,18 @@ Read = Callable[[np.ndarray], Iterator[Tensor]]  # positions → u8 [B,1,S,S]
 def sequential(image_format: str, home: Path) -> Case:
     """An epoch of batches of 64 in order. `python -m benchmarks shards/sequential`
 
-    Ours takes 29 µs a sample (least 21) against 45 (7.2) of memcpy on a busy machine; stock webdataset takes 83× ours,
-    with 2 workers 28×, MosaicML Streaming 4.7×, litdata 1.5×.
+    0.28 of memcpy's rate; litdata takes 1.59×, MosaicML Streaming 3.6×, stock webdataset 28×, with 2 workers 18×.
 
     Why: the first epoch of a process has checked each sample against its SHA-256 and kept a 64-bit fingerprint. From
     then on a batch is one call into compiled code, which holds no GIL: a preadv a sample, whose pixels land in the
-    batch's memory, and one pass for the fingerprint. That memory is used again once nobody refers to it, since fresh
-    pages cost as much as filling them. litdata maps its chunks into memory and compares nothing.
+    batch's memory, and one pass for the fingerprint (1.4 µs) while they are in the cache. That memory is used again
+    once nobody refers to it, since fresh pages cost as much as filling them.
+
+    Half of memcpy's rate is not reached. memcpy of the pixels alone takes 2.7 µs on both cores; the kernel's own copy
+    of pixels and ROI out of the page cache, in C and without Python, 8 to 10 µs on one core and about 5 on both, and
+    it cannot be replaced by a mapping, through which a file that another process cuts would end this one by SIGBUS.
+    The rest is Python: three threads on two cores, whose code is out of the cache after each batch. litdata maps its
+    chunks into memory and compares nothing.
     """
     order, mine = np.arange(SAMPLES), packed(image_format, home)
     reads = {"egal_shards": ours(mine), "memcpy": copied, **installed(home)}
@@ -53,14 +58,14 @@ def sequential(image_format: str, home: Path) -> Case:
     return reading(reads, order)
 
 
-@benchmark({"10,000 of 224²": "npy"}, rounds=15)
+@benchmark({"10,000 of 224²": "npy"}, rounds=9)
 def random(image_format: str, home: Path) -> Case:
     """Likewise in random order. `python -m benchmarks shards/random`
 
-    0.28 of memcpy's rate on an idle machine, as fast on a busy one; MosaicML Streaming takes 4.0×.
+    0.44 of memcpy's rate [0.40, 0.52], short of half; MosaicML Streaming takes 3.6×, litdata 26×.
 
-    Why: a preadv copies once, and the fingerprint reads once more; else as in order. Each shard is opened once a batch,
-    and no read depends on the one before.
+    Why: as in order, where memcpy is twice as fast and ours no faster. Shards stay open from batch to batch, and no
+    read depends on the one before.
     """
     order, mine = np.random.default_rng(0).permutation(SAMPLES), packed(image_format, home)
     return reading({"egal_shards": ours(mine), "memcpy": copied, **installed(home)}, order)
@@ -85,7 +90,8 @@ def first_epoch(image_format: str, home: Path) -> Case:
 
     156 µs a sample, 57 times memcpy's.
 
-    Why: SHA-256, of which 39 µs cannot be had for less on one core, ROI, json and tar header, in Python.
+    Why: SHA-256, of which 39 µs cannot be had for less on one core, ROI, json and tar header, in Python. The two
+    threads take turns at the GIL; one alone was a third faster.
     """
     folder, order = packed(image_format, home), np.arange(SAMPLES)
     reads: dict[str, Read] = {"egal_shards": lambda positions: ours(folder)(positions), "memcpy": copied}
