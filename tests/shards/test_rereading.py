@@ -148,15 +148,13 @@ def test_a_sample_that_was_not_checked_is_not_taken_for_right(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts /proc/self/fd")
-def test_more_shards_than_are_opened_at_a_time(tmp_path):
+def test_more_shards_than_are_opened_at_a_time(tmp_path, monkeypatch):
     shards = packed(tmp_path / "set", size=8, shard_mb=0.003)
     assert len(shards.manifest.shards) == 12
     whole = read(shards, ORDER, 13)
     before = os.listdir("/proc/self/fd")
-    reader_open, reader._OPEN = reader._OPEN, 5
-    try:
-        assert read(ShardSet(tmp_path / "set"), ORDER, 13) == whole
-        assert read(shards, ORDER, 13) == whole
-    finally:
-        reader._OPEN = reader_open
+    monkeypatch.setattr(reader, "_AT_ONCE", 5)
+    monkeypatch.setattr(reader, "_OPEN", 3)
+    assert read(ShardSet(tmp_path / "set"), ORDER, 13) == whole
+    assert read(shards, ORDER, 13) == whole
     assert os.listdir("/proc/self/fd") == before
