@@ -90,9 +90,9 @@ def against_libraries(backbone: str, home: Path) -> Case:
     to keep what is freed; "(same precision)" is pytorch-grad-cam in our process, with our precision and memory format.
     Their Dice is compared with ours, in their own convention, before any is timed.
 
-    On a CPU without bfloat16 matrix units pytorch-grad-cam takes 4.2 times as long for ResNet-18 [3.6, 5.4], 3.3 at the
-    same precision, MONAI 3.8; torch-cam and captum, whose backward pass ends at the layer, 1.5 to 1.6. In our process,
-    with its allocator, it takes 3.6 times as long, and 3.8 for DenseNet-121, which was not timed apart.
+    On a CPU without bfloat16 matrix units pytorch-grad-cam takes 3.7 times as long for ResNet-18 and 5.3 for
+    DenseNet-121, 3.1 and 3.5 at the same precision, MONAI 3.8 and 5.4; torch-cam and captum, whose backward pass ends at
+    the layer, 1.4 for ResNet-18, 3.6 and 4.3 for DenseNet-121. Five minutes, and 16 GB for the graphs that they keep.
 
     Why: they run the trunk with gradients and a full backward pass, upsample a map an image, and get fresh pages from
     the system for every layer.
@@ -105,7 +105,7 @@ def against_libraries(backbone: str, home: Path) -> Case:
     def ours() -> torch.Tensor:
         return step(images, roi)["rows"]
 
-    here = {name: peer for name, peer in peers(network, images, roi, config).items() if LIBRARIES[name].same}
+    here = peers(network, images, roi, config, {name: library for name, library in LIBRARIES.items() if library.same})
     apart = ProcessPoolExecutor(1, get_context("spawn"), initializer=_serve_peers, initargs=(backbone, home))
     wrong = {name: peer.why for name, peer in here.items()} | apart.submit(_wrong).result()
     there_are = [name for name, why in wrong.items() if not why.startswith("not installed")]
@@ -128,8 +128,8 @@ def _serve_peers(backbone: str, home: Path) -> None:
     """Prepare the peers as documented, in a process that has not been told to keep memory."""
     with patch.object(model, "keep_freed_memory"):
         network, _, there, config = prepared(backbone, home, BATCH)
-    found = peers(network, there.images[0], there.rois[0], config)
-    _peers.update((name, peer) for name, peer in found.items() if not LIBRARIES[name].same)
+    apart = {name: library for name, library in LIBRARIES.items() if not library.same}
+    _peers.update(peers(network, there.images[0], there.rois[0], config, apart))
 
 
 def _wrong() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -53,12 +53,16 @@ class Peer:
     why: str = ""
 
 
-def peers(network: Network, images: Tensor, roi: PackedRoi, config: Config) -> dict[str, Peer]:
-    """The installed peers on one batch on the device, by name; each compared with `acquire` in its own convention.
+def peers(
+    network: Network, images: Tensor, roi: PackedRoi, config: Config, libraries: Mapping[str, Library] | None = None
+) -> dict[str, Peer]:
+    """The peers, of LIBRARIES if None, on one batch on the device, by name; each compared with `acquire` in its own
+    convention.
 
-    MONAI and captum, which have to be told the class, get it for nothing.
+    MONAI and captum, which have to be told the class, get it for nothing. Each keeps the graph of its last run.
     """
-    return {name: _peer(library, network, images, roi, config) for name, library in LIBRARIES.items()}
+    asked = LIBRARIES if libraries is None else libraries
+    return {name: _peer(library, network, images, roi, config) for name, library in asked.items()}
 
 
 def _peer(library: Library, network: Network, images: Tensor, roi: PackedRoi, config: Config) -> Peer:
