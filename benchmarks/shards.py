@@ -102,12 +102,12 @@ def first_epoch(image_format: str, home: Path) -> Case:
 def packing(size: int, home: Path) -> Case:
     """JPEG files into a verified set, against Pillow alone in 2 threads. `python -m benchmarks shards/packing`
 
-    777 µs a sample: 0.18 of the rate of decoding alone, 0.40 of decoding and resizing.
+    439 µs a sample: 0.28 of the rate of decoding alone, 0.63 of decoding and resizing.
 
     The decode-bound rate is that of decoding, which nothing can do without; any packer also has to resize, for which
-    Pillow's own function stands. Ours resizes to the same pixels in half the time, in compiled code, but in
-    one thread all of it takes 870 µs and Pillow 480, and its threads take turns: wall and processor time were equal,
-    where Pillow's, in tasks of 400 files, overlap. Tasks of 16 samples and pinned threads changed little.
+    Pillow's own function stands. A sample takes 600 µs of one core: Pillow decodes in 210, ours resizes to the same
+    pixels in 150 where Pillow takes 290, and the rest is ROI, digests and copies. Forked processes share it, since
+    threads took turns at the interpreter lock (777 µs); the parent adds 150 for a digest of the shard and its writing.
     """
     if not SIIM.is_dir():
         raise Absent("siim_covid19_256 is not beside this checkout (looked in ../shared/data)")
