@@ -92,7 +92,7 @@ def against_libraries(backbone: str, home: Path) -> Case:
 
     On a CPU without bfloat16 matrix units pytorch-grad-cam takes 3.7 times as long for ResNet-18 and 5.3 for
     DenseNet-121, 3.1 and 3.5 at the same precision, MONAI 3.8 and 5.4; torch-cam and captum, whose backward pass ends
-    at the layer, 1.4 for ResNet-18, 3.6 and 4.3 for DenseNet-121. Five minutes, and 16 GB for the graphs that they keep.
+    at the layer, 1.4 for ResNet-18, 3.6 and 4.3 for DenseNet-121. Five minutes, and 16 GB for graphs that they keep.
 
     Why: they run the trunk with gradients and a full backward pass, upsample a map an image, and get fresh pages from
     the system for every layer.
