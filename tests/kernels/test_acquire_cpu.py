@@ -211,7 +211,7 @@ def test_every_half_precision_value_is_read_exactly():
 @given(
     seed=st.integers(0, 2**32 - 1),
     channels=st.sampled_from([1, 3, 4, 63, 64, 130]),
-    classes=st.sampled_from([2, 3, cpu_head.MAPPED, cpu_head.MAPPED + 1, 9]),
+    classes=st.sampled_from([2, 3, cpu_head.MAPPED, cpu_head.MAPPED + 1, 9, 1000]),
     side=st.sampled_from([(1, 1), (2, 2), (4, 4), (4, 8), (16, 2), (16, 16)]),
     size=st.sampled_from([(31, 33), (64, 40), (7, 97)]),
     dtype=DTYPES,
