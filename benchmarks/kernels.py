@@ -81,7 +81,7 @@ def library(shape: Shape, home: Path) -> Case:
 
         python -m benchmarks kernels/library
 
-    On 2 cores it takes 84 times as long.
+    On 2 cores it takes 93 times as long.
 
     Why: a backward pass, then maps one by one in NumPy, then passes over maps at full resolution.
     """
@@ -134,9 +134,9 @@ def epilogue(shape: Shape, home: Path) -> Case:
 
     | | acquire | plain PyTorch | torch.compile |
     |---|---|---|---|
-    | 7×7→224² | 4.3 | 95× | 42× |
-    | 14×14→224² | 6.2 | 32× | 21× |
-    | 32×32→1024² | 46 | 425× | 88× |
+    | 7×7→224² | 4.5 | 92× | 30× |
+    | 14×14→224² | 6.4 | 81× | 22× |
+    | 32×32→1024² | 48 | 346× | 80× |
 
     Why: as of the whole op; of 4.5 µs, 0.9 is what a call costs, spread over its images.
     """
@@ -218,10 +218,10 @@ def loss(shape: Shape, home: Path) -> Case:
 
     | | cam_loss | plain PyTorch |
     |---|---|---|
-    | B=64 C=1024 7×7→224² | 29 | 36× |
-    | B=64 C=2048 7×7→224² | 57 | 17× |
-    | B=64 C=1024 14×14→224² | 110–280 | 9×–4× |
-    | B=8 C=512 32×32→1024² | 264 | 146× |
+    | B=64 C=1024 7×7→224² | 25 | 40× |
+    | B=64 C=2048 7×7→224² | 44 | 21× |
+    | B=64 C=1024 14×14→224² | 97 | 11× |
+    | B=8 C=512 32×32→1024² | 281 | 142× |
 
     Why: plain PyTorch writes and reads a map of B·H·W numbers a dozen times in each direction and keeps several for the
     backward pass. Here the ROI enters by h·w numbers an image, popcounts of its packed words; a sample's features are
