@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from egal_shards.transfer import Sent, Tensors, Transfer
 
 _READERS = 2  # threads that read ahead of the consumer of batches
-_AHEAD = 3  # batches they may be ahead
+_AHEAD = 4  # batches they may be ahead
 _AT_ONCE = 16  # shards that a batch opens at a time
 _OPEN = 64  # shards that stay open for the next batches
 
