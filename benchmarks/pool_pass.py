@@ -147,7 +147,7 @@ def memory(samples: int, home: Path) -> Case:
         python -m benchmarks pool_pass/memory
 
     839 MB and 831: 40 bytes a sample, the scores, and nothing that an image's size enters. Most is libraries, 90 MB
-    the index of the set. Of 10⁶ samples, whose index is larger, 1222 and 1012 MB, in ten minutes:
+    the index of the set. Of 10⁶ samples, whose index is larger, 1116 and 1011 MB, in four minutes:
 
         python -c "from benchmarks.pool_pass import *; [print(name, run()) for name, run in
             memory(10**6, Path('NEW FOLDER')).contenders.items()]"
