@@ -78,6 +78,19 @@ def test_the_outline_lies_where_the_box_is(tmp_path):
         assert len(rows) == 2 * (200 - 120) + 2 * (48 - 16) - 4  # the border alone
 
 
+def test_the_image_lies_under_its_outline(tmp_path):
+    """What is bright is what the box holds: the image is not flipped alone."""
+    image = np.zeros((56, 56), np.uint8)
+    image[30:50, 4:12] = 200
+    records = [Record(f"k{i}", "a", f"g{i}", "f.png", lambda: Raw(image, None, ((4, 30, 12, 50),))) for i in range(2)]
+    pack(Source("one", ("a",), records, {}), tmp_path / "set", size=56, split=Split(0.5, 0), progress=False)
+    tile = np.asarray(contact_sheet(ShardSet(tmp_path / "set")))[TOP : TOP + TILE, LEFT : LEFT + TILE]
+    assert (tile[123:197, 19:45] == 200).all()  # inside the outline, and clear of what resizing blurs
+    tile = tile.copy()
+    tile[117:203, 13:51] = 0
+    assert not tile.any()
+
+
 def test_the_outline_is_seen_on_its_own_colour(tmp_path):
     """Black just outside it; nothing inside the ROI or elsewhere is changed."""
 
