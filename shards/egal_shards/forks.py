@@ -1,11 +1,13 @@
 """Work spread over forked processes, whose results come back in order: what Python does in threads takes turns."""
 
 import fcntl
+import pickle
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from copy import copy
 from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -65,7 +67,8 @@ def _in_order(count: int, orders: list[Connection], results: list[Connection]) -
         while number not in done:
             for i in sorted(range(len(orders)), key=under_way.__getitem__):
                 while under_way[i] < _GIVEN and begun < min(count, number + _AHEAD * len(orders)):
-                    orders[i].send(begun)
+                    with suppress(BrokenPipeError):  # of a worker that was killed: `_received` says so
+                        orders[i].send(begun)
                     begun, under_way[i] = begun + 1, under_way[i] + 1
             ready = wait([results[i] for i in range(len(results)) if under_way[i]])
             for i in range(len(results)):
@@ -100,6 +103,16 @@ def _serve(
             try:
                 value = work(items[number])
             except Exception as caught:
-                error = caught
-                error.add_note("".join(traceback.format_tb(caught.__traceback__)))  # which pickling leaves out
+                error = _portable(caught)
             results.send((number, value, error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as a note, since pickling leaves that out; another where it has no pickle."""
+    try:
+        portable = copy(error)  # made anew of its arguments, as on arrival
+        pickle.dumps(portable)
+    except Exception:
+        portable = RuntimeError(f"{type(error).__name__}: {error}")
+    portable.add_note("".join(traceback.format_tb(error.__traceback__)))
+    return portable

@@ -408,17 +408,24 @@ print(roi_cpu.__file__, len(roi_cpu.pack.stats.cache_misses))
     assert run() == 1
 
 
-def test_half_precision_needs_no_instruction_of_the_cpu(tmp_path):
-    """Numba told to compile for any processor of the family, as for one without conversions of halves."""
+def test_no_instruction_beyond_those_of_the_family_is_needed(tmp_path):
+    """Numba told to compile for any of its processors, without conversions of halves and with few registers."""
     script = """
 import torch
 from egal_kernels import acquire, pack_roi
 features, roi = torch.arange(8.0).reshape(1, 2, 2, 2).half(), pack_roi(torch.ones(1, 4, 4, dtype=torch.bool))
 print(acquire(features, torch.tensor([[1.0, 0.0], [0.0, 2.0]]), None, roi, backend="cpu").logits.tolist())
+wide = torch.arange(3 * 49.0).reshape(1, 3, 7, 7).half() % 11
+weight, roi = torch.tensor([[1.0, -2, 1], [3, 1, -1], [-1, 1, 2]]), pack_roi(torch.ones(1, 61, 40, dtype=torch.bool))
+print(*(int(acquire(wide, weight, None, roi, backend=name).cam_area) for name in ("cpu", "reference")))
 """
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", script], env=os.environ | plain, capture_output=True, text=True)
-    assert run.stdout.strip() == "[[1.5, 11.0]]", run.stderr
+    assert run.returncode == 0, run.stderr
+    logits, areas = run.stdout.splitlines()
+    assert logits == "[[1.5, 11.0]]"
+    ours, reference = map(int, areas.split())
+    assert ours == reference > 0
 
 
 def test_a_forked_child_computes_too():

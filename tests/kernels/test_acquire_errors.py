@@ -73,9 +73,10 @@ def test_wrong_arguments_are_named(changes, message):
 
 
 def test_the_arguments_these_tests_spoil_are_right():
-    acquire(**arguments())
-    acquire(**arguments(**ANY_HEAD))
-    acquire(**arguments(classes=torch.tensor([4, 0]), backend="reference", threshold=1))
+    for changes in ({}, ANY_HEAD, {"classes": torch.tensor([4, 0]), "backend": "reference", "threshold": 1}):
+        out = acquire(**arguments(**changes))
+        assert out.logits.shape[0] == len(out.predicted) == 2
+        assert (out.predicted >= 0).all()
 
 
 def test_dice_names_the_nearest_policy():

@@ -28,6 +28,14 @@ def test_in_the_interpreter_it_equals_the_reference():
     assert "skipped" not in run.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the script would check it for minutes")
+def test_without_a_gpu_the_script_that_checks_one_says_so():
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("no GPU here")
+
+
 def test_auto_takes_triton_for_half_and_single_precision_on_a_gpu_only():
     for op in ("acquisition", "loss"):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):

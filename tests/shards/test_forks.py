@@ -59,6 +59,33 @@ def test_a_killed_worker_is_a_clear_error():
         list(forked_map(lambda i: os.kill(os.getpid(), signal.SIGKILL) if i == 5 else i, range(20), 2))
 
 
+def test_a_worker_killed_while_it_has_an_answer_under_way_is_the_same_error():
+    """Its answer is read before the next order is written, to nobody."""
+    results = forked_map(lambda _: os.getpid(), range(100), 1)
+    worker = next(results)
+    time.sleep(0.1)  # for all that it was given
+    os.kill(worker, signal.SIGKILL)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ShardError, match="was killed; was memory short"):
+        list(results)
+
+
+class Peculiar(Exception):
+    """Cannot be unpickled: its arguments are not those that it was made of."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} in {where}")
+
+
+def test_an_error_that_cannot_travel_is_told_in_its_words():
+    def work(i):
+        raise Peculiar("nothing", "a file")
+
+    with pytest.raises(RuntimeError, match="Peculiar: nothing in a file") as caught:
+        list(forked_map(work, range(3), 1))
+    assert "in work" in caught.value.__notes__[0]
+
+
 def alive(process):
     try:
         os.kill(process, 0)
