@@ -1,5 +1,6 @@
 """A shard set to read from: samples by position, batches on a device, every byte checked on the way."""
 
+import math
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from egal_shards.transfer import Sent, Tensors, Transfer
 
 _READERS = 2  # threads that read ahead of the consumer of batches
-_AHEAD = 4  # batches they may be ahead
+_AHEAD = 2  # runs of batches they may be ahead
+_RUN = 16e6  # bytes that a thread reads at a time, in batches but at least one
 _AT_ONCE = 16  # shards that a batch opens at a time
 _OPEN = 64  # shards that stay open for the next batches
 
@@ -70,6 +72,7 @@ class ShardSet:
         self._open(str(path), "")
 
     def _open(self, where: str, digest: str) -> None:
+        self._transfers: dict[str, Transfer] = {}  # by device
         self.where = where  # what opens the set again; of a URL, people may see `urls.shown`
         self.remote = _remote(where, digest) if is_url(where) else None
         if self.remote:
@@ -139,16 +142,12 @@ class ShardSet:
             raise ShardError(f"batches: indices {wanted.min()}…{wanted.max()} are not all in 0…{len(self) - 1}")
         if batch_size < 1:
             raise ShardError(f"batches: batch_size {batch_size} is below 1")
-        wanted = wanted.astype(np.int64)
-        chunks = (wanted[i : i + batch_size] for i in range(0, len(wanted), batch_size))
-        return self._batches(chunks, str(device))
+        return self._batches(wanted.astype(np.int64), batch_size, self._transfer(str(device)))
 
-    def _batches(self, chunks: Iterator[np.ndarray], device: str) -> Iterator[Batch]:
+    def _batches(self, wanted: np.ndarray, batch_size: int, transfer: "Transfer") -> Iterator[Batch]:
         from torch.profiler import record_function
 
-        from egal_shards.transfer import Transfer
-
-        transfer, checked = Transfer(device), self._checked
+        checked, run = self._checked, min(self._run(batch_size), len(wanted))
         opened = lru_cache(0 if self.remote else _OPEN)(self._opened)  # what is open cannot be evicted from a cache
 
         def fill(blank: "tuple[np.ndarray, Tensors]") -> "tuple[np.ndarray, Sent]":
@@ -158,19 +157,31 @@ class ShardSet:
                 return positions, transfer.send(tensors)
 
         # Each time that a thread lets go of the GIL others may take it: readers do as little under it as can be
-        blanks = ((positions, self._blank(positions, transfer)) for positions in chunks)
-        with closing(ordered_map(fill, blanks, _READERS, _AHEAD)) as filled:
+        runs = (wanted[i : i + run] for i in range(0, len(wanted), run or 1))
+        blanks = ((positions, self._blank(positions, run, transfer)) for positions in runs)
+        with transfer, closing(ordered_map(fill, blanks, _READERS, _AHEAD)) as filled:
             for positions, sent in filled:
-                images, roi, has_roi, labels = transfer.receive(sent)
-                yield Batch(images, roi, has_roi, labels, self.rows.keys(positions))
+                tensors, keys = transfer.receive(sent), self.rows.keys(positions)
+                for i in range(0, len(positions), batch_size):
+                    images, roi, has_roi, labels = (tensor[i : i + batch_size] for tensor in tensors)
+                    yield Batch(images, roi, has_roi, labels, keys[i : i + batch_size])
 
-    def _blank(self, positions: np.ndarray, transfer: "Transfer") -> "Tensors":
-        """Tensors of a batch, of which labels and has_roi are filled."""
+    def _run(self, batch_size: int) -> int:
+        """Samples that a thread reads at a time: of many batches where Python would take as long as the copies."""
+        if not self._checked:
+            return batch_size
+        spec = self.manifest.image
+        pixels = np.dtype(spec.dtype).itemsize * spec.channels * spec.size**2  # bytes
+        words = 4 * math.prod(layout.roi_shape(spec.size))
+        return batch_size * max(1, int(_RUN / (batch_size * (pixels + words))))
+
+    def _blank(self, positions: np.ndarray, run: int, transfer: "Transfer") -> "Tensors":
+        """Tensors of a run, of which labels and has_roi are filled."""
         import torch
 
         spec, samples = self.manifest.image, len(positions)
-        images = transfer.empty((samples, spec.channels, spec.size, spec.size), spec.dtype)
-        roi = transfer.empty((samples, *layout.roi_shape(spec.size)), "int32")
+        images = transfer.empty((run, spec.channels, spec.size, spec.size), spec.dtype)[:samples]
+        roi = transfer.empty((run, *layout.roi_shape(spec.size)), "int32")[:samples]
         has_roi, labels = self.rows.roi_area[positions] > 0, self.rows.label[positions]
         return images, roi, torch.from_numpy(has_roi), torch.from_numpy(labels)  # too small for pinned memory to matter
 
@@ -207,6 +218,13 @@ class ShardSet:
         except OSError as error:
             raise self._unreadable(int(self.rows.shard[i]), error) from None
         return decode_span(span, i, self.rows, self.manifest)
+
+    def _transfer(self, device: str) -> "Transfer":
+        from egal_shards.transfer import Transfer
+
+        if device not in self._transfers:
+            self._transfers[device] = Transfer(device)
+        return self._transfers[device]
 
     def open_shard(self, number: int) -> FileIO:
         """The shard's file; a remote one is fetched first, and not evicted from the cache before it is closed."""

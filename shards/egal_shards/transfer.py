@@ -4,12 +4,14 @@ import math
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _SPARE = 8  # buffers of one size that wait to be used again
+_KEPT = 1e8  # bytes in them, at most, that are kept from one use to the next
 _LINE = 64  # bytes; the kernel copies several times more slowly to addresses that are no multiple
 
 
@@ -25,13 +27,23 @@ class Sent:
 
 
 class Transfer:
-    """Of tensors to one device. To CUDA they travel on a stream of their own, from pinned memory."""
+    """Of tensors to one device. To CUDA they travel on a stream of their own, from pinned memory.
+
+    Leaving its context, an epoch, gives memory back if there is much of it.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._spare: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sum(size * len(buffers) for size, buffers in list(self._spare.items())) > _KEPT:
+            self._spare.clear()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Tensor:
         """Memory of the host, to be filled and sent. It is used again once no tensor refers to it."""

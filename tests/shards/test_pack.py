@@ -156,55 +156,6 @@ def test_other_settings_give_another_identity(tmp_path):
     assert len({quiet_pack(source(), tmp_path / str(i), **s).sha256 for i, s in enumerate(sets)}) == len(sets)
 
 
-def test_batches_follow_the_indices(tmp_path):
-    import torch
-
-    quiet_pack(source(), tmp_path / "set", channels=3, shard_mb=0.01)
-    shards = ShardSet(tmp_path / "set")
-    wanted = [11, 0, 5, 5, 7]
-    batches = list(shards.batches(wanted, 2))
-    assert [len(batch.keys) for batch in batches] == [2, 2, 1]
-    assert [key for batch in batches for key in batch.keys] == [f"s{i:03d}" for i in wanted]
-    assert (batches[0].images.dtype, batches[0].roi.dtype) == (torch.uint8, torch.int32)
-    assert (batches[0].has_roi.dtype, batches[0].labels.dtype) == (torch.bool, torch.int64)
-    assert (batches[0].images.shape, batches[0].roi.shape) == ((2, 3, 16, 16), (2, 16, 1))
-    for slot, i in enumerate(wanted):
-        batch, at, sample = batches[slot // 2], slot % 2, shards[i]
-        assert np.array_equal(batch.images[at].numpy(), sample.image)
-        bits = np.unpackbits(batch.roi[at].numpy().view(np.uint8), axis=1, bitorder="little")
-        assert np.array_equal(bits[:, :16].T, sample.roi)
-        assert bool(batch.has_roi[at]) == sample.has_roi
-        assert int(batch.labels[at]) == sample.label
-    assert list(shards.batches([], 4)) == []
-    assert list(shards.batches(np.array([], int), 4)) == []
-
-
-def test_batches_left_early_leave_no_thread(tmp_path):
-    quiet_pack(source(), tmp_path / "set")
-    before = threading.active_count()
-    batches = ShardSet(tmp_path / "set").batches(range(12), 1)
-    next(batches)
-    batches.close()
-    assert threading.active_count() == before
-
-
-@pytest.mark.parametrize(
-    ("indices", "size", "message"),
-    [
-        ([0, 12], 2, r"0…12 are not all in 0…11"),
-        ([-1, 3], 2, r"-1…3 are not all in"),
-        ([0.0, 1.0], 2, "1-d integers, not float64"),
-        ([True, False], 2, "1-d integers, not bool"),
-        ([[0, 1]], 2, "1-d integers"),
-        ([0], 0, "batch_size 0 is below 1"),
-    ],
-)
-def test_bad_batches(tmp_path, indices, size, message):
-    quiet_pack(source(), tmp_path / "set")
-    with pytest.raises(ShardError, match=message):
-        ShardSet(tmp_path / "set").batches(indices, size)
-
-
 def test_a_set_can_be_pickled(tmp_path, monkeypatch):
     quiet_pack(source(), tmp_path / "set")
     monkeypatch.chdir(tmp_path)
