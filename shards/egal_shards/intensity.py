@@ -38,7 +38,7 @@ def fit_image(image: np.ndarray, at: Placement, channels: int, dtype: "ImageDtyp
     image: u8, u16 or f32 in 0…1, [H,W] or [H,W,3]. u8 → u16 is ×257 and f32 spans the whole range of dtype, so white
     stays white; u16 → u8 has no rule here. Grey is repeated; colours become luma (BT.601).
     """
-    if image.dtype.name == dtype == "uint8":
+    if image.dtype == np.uint8 and dtype == "uint8":
         if channels == 1 and image.ndim == 3:
             image = np.asarray(Image.fromarray(image).convert("L"))
         fitted = resize_image(image, at)

@@ -65,14 +65,17 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
+_OWNED = b"0000644\0" + 2 * b"0000000\0"  # mode, user, group
+_TIMED = b"\0" + b"00000000000\0"
+_TYPED = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")  # type, link, magic and version
+_CHECKED = sum(_OWNED + _TIMED + 8 * b" " + _TYPED)
+
+
 def member_header(name: str, size: int) -> bytes:
     """The 512-byte ustar header of a regular file with mode 644 and no owner or time."""
-    fields = b"".join((
-        name.encode("ascii").ljust(100, b"\0"), b"0000644\0", 2 * b"0000000\0",  # mode, user, group
-        b"%011o\0" % size, b"00000000000\0", 8 * b" ", b"0", bytes(100),  # size, time, checksum, type, link
-        b"ustar\00000",
-    )).ljust(BLOCK, b"\0")  # fmt: skip
-    return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+    named, sized = name.encode("ascii"), b"%011o" % size
+    total = sum(named) + sum(sized) + _CHECKED  # of all bytes, those of the checksum as blanks
+    return b"".join((named.ljust(100, b"\0"), _OWNED, sized, _TIMED, b"%06o\0 " % total, _TYPED))
 
 
 @lru_cache(maxsize=64)
@@ -109,7 +112,7 @@ def storable(image_format: ImageFormat, dtype: ImageDtype, channels: int) -> boo
 def encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
     """Payload of `<key>.image.*` for u8 or u16 [H,W] or [H,W,3], if `storable`; npy holds it as [C,H,W]."""
     if image_format == "npy":
-        descr = DESCR[image.dtype.name]
+        descr = image.dtype.newbyteorder("<").str  # one of DESCR
         planes = np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1), descr)
         return npy_header(descr, planes.shape) + planes.data.cast("B")
     stream = io.BytesIO()

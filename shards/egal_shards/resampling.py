@@ -9,6 +9,10 @@ import numpy as np
 from numba import njit
 
 _BITS = 22  # of the fixed-point weights, as in Pillow's Resample.c
+_SWAPS = tuple(  # steps of the transposition of 8×8 bytes: rows apart, bits apart, the bytes that stay
+    (rows, np.uint64(8 * rows), np.uint64(mask))
+    for rows, mask in ((1, 0x00FF00FF00FF00FF), (2, 0x0000FFFF0000FFFF), (4, 0x00000000FFFFFFFF))
+)
 
 
 def resample(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -17,7 +21,7 @@ def resample(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     A pixel is the mean of what lies under it, weighted by a triangle as wide as two pixels of the larger grid.
     """
     if columns != image.shape[1]:
-        image = _along_rows(image.swapaxes(0, 1), columns).swapaxes(0, 1)
+        image = _swapped(_along_rows(_swapped(image), columns))
     return image if rows == image.shape[0] else _along_rows(image, rows)
 
 
@@ -26,6 +30,13 @@ def _along_rows(image: np.ndarray, size: int) -> np.ndarray:
     first, weights = _triangles(len(image), size)
     flat = np.ascontiguousarray(image).reshape(len(image), -1)
     return _weighted(flat, first, weights).reshape(size, *image.shape[1:])
+
+
+def _swapped(image: np.ndarray) -> np.ndarray:
+    """u8 [W,H] or [W,H,3] of [H,W] or [H,W,3]."""
+    if image.ndim == 3 or image.shape[0] % 8 or image.shape[1] % 8:
+        return image.swapaxes(0, 1)
+    return _transposed(np.ascontiguousarray(image).view(np.uint64))
 
 
 @lru_cache(maxsize=64)
@@ -59,3 +70,23 @@ def _weighted(image: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.n
         for j in range(len(total)):
             out[i, j] = min(total[j] >> _BITS, 255)
     return out
+
+
+@njit(nogil=True, cache=True)
+def _transposed(words: np.ndarray) -> np.ndarray:
+    """u8 [8N,8M] of the rows u64 [8M,N], by blocks of 8×8 bytes in eight words: Hacker's Delight, 7-3."""
+    out = np.empty((8 * words.shape[1], len(words) // 8), np.uint64)
+    block = np.empty(8, np.uint64)
+    for column in range(words.shape[1]):
+        for row in range(out.shape[1]):
+            for k in range(8):
+                block[k] = words[8 * row + k, column]
+            for apart, bits, mask in _SWAPS:
+                for k in range(8):
+                    if not k & apart:
+                        change = ((block[k] >> bits) ^ block[k + apart]) & mask
+                        block[k + apart] ^= change
+                        block[k] ^= change << bits
+            for k in range(8):
+                out[8 * column + k, row] = block[k]
+    return out.view(np.uint8)

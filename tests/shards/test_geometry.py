@@ -165,11 +165,14 @@ def test_image_is_the_antialiased_bilinear_of_pillow_on_a_zero_canvas():
 @settings(deadline=None, max_examples=200)
 def test_resampling_is_pillows_of_rows_and_then_of_columns(data):
     """Row by row and column by column, since versions of Pillow differ in which they take first."""
-    height, width, rows, columns = (data.draw(st.integers(1, 90)) for _ in range(4))
+    sides = st.integers(1, 90) | st.integers(1, 12).map(lambda blocks: 8 * blocks)
+    height, width, rows, columns = (data.draw(sides) for _ in range(4))
     colours = data.draw(st.sampled_from([(), (3,)]))
     pixels = np.random.default_rng(data.draw(st.integers(0, 9))).integers(0, 256, (height, width, *colours), np.uint8)
     if data.draw(st.booleans()):
         pixels = (pixels > 127) * np.uint8(255)
+    if data.draw(st.booleans()):
+        pixels = np.asfortranarray(pixels)
     expected = Image.fromarray(pixels).resize((columns, height), Image.Resampling.BILINEAR)
     expected = expected.resize((columns, rows), Image.Resampling.BILINEAR)
     assert np.array_equal(resample(pixels, rows, columns), np.asarray(expected))
