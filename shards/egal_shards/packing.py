@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from egal_shards import geometry, layout
 from egal_shards.errors import ShardError
@@ -170,18 +171,22 @@ def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence
     image = fit_image(raw.image, at, spec.channels, spec.dtype)
     boxes = geometry.fit_boxes(raw.boxes, width, height, record.file)
     mask = geometry.draw_boxes(boxes, at) if raw.mask is None else geometry.resize_mask(raw.mask, at)
-    about = layout.SampleJson.model_validate(
-        {
-            "label": classes.index(record.label),
-            "class": record.label,
-            "group": unit,
-            "split": side,
-            "boxes": boxes,
-            "original_size": (width, height),
-            "file": record.file,
-            "about": record.about,
-        }
-    )
+    fields = {
+        "label": classes.index(record.label),
+        "class": record.label,
+        "group": unit,
+        "split": side,
+        "boxes": boxes,
+        "original_size": (width, height),
+        "file": record.file,
+        "about": record.about | raw.about,
+    }
+    try:
+        about = layout.SampleJson.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ShardError(f"{record.file}: {where} cannot be written: {first['msg']}; use plain values") from None
     area = int(np.count_nonzero(mask))
     roi = layout.encode_roi(mask) if area else b""
     return encode(record.key, about, area, layout.encode_image(image, spec.image_format), roi, spec.image_format)

@@ -18,6 +18,7 @@ class Raw:
     )  # [H,W] or [H,W,3]: uint8 or uint16 as stored, or float32, 0 (black) to 1 (white), through a window
     mask: np.ndarray | None  # bool [H,W]
     boxes: tuple[Box, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)  # what only the file tells, beside the `about` of its record
 
 
 @dataclass(frozen=True)

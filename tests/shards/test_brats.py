@@ -1,8 +1,10 @@
 """BraTS volumes, written by nibabel in the official names, against slices cut out with numpy."""
 
 import gzip
+import json
 import subprocess
 import sys
+import tarfile
 import textwrap
 import tracemalloc
 import weakref
@@ -75,6 +77,10 @@ def shown(values, percentiles=(0.5, 99.5)):
     return np.where(values == 0, 0, np.clip((values - low) / (high - low), 0, 1))
 
 
+def windows(images, kinds, percentiles):
+    return [np.percentile(images[kind][images[kind] != 0].astype(np.float64), percentiles) for kind in kinds]
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_slices_regions_and_pixels_of_2020(tmp_path, suffix):
     source = quiet(tree_2020(tmp_path, suffix=suffix), modality=["flair"])
@@ -99,6 +105,12 @@ def test_channels_visits_and_values_of_2023(tmp_path):
     assert source.made["modality"] == ["t1ce", "t2", "flair"]
     assert {record.group for record in source.records} == {f"BraTS-GLI-0000{i}" for i in (0, 1, 2)}
     [record] = [record for record in source.records if record.key == "BraTS-GLI-00000-001-z004"]
+    key, expected_windows = record.key, windows(scan(1, enhancing=3)[1], ("t1ce", "t2", "flair"), (1, 90))
+    pack(source, tmp_path / "set", size=8, channels=3, progress=False)
+    with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
+        about = json.load(tar.extractfile(f"{key}.json"))["about"]
+    assert (about["slice"], set(about["voxels"])) == (4, {"necrotic", "edema", "enhancing"})
+    np.testing.assert_allclose(about["windows"], expected_windows, rtol=1e-6)
     assert record.label == "enhancing"
     seg, images = scan(1, enhancing=3)
     expected = np.stack([shown(images[kind], (1, 90))[:, :, 4].T for kind in ("t1ce", "t2", "flair")], axis=-1)

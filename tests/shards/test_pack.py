@@ -1,5 +1,6 @@
 """Packing and reading back: what went in comes out, in every format, byte for byte the same each time."""
 
+import dataclasses
 import fcntl
 import io
 import json
@@ -149,6 +150,28 @@ def test_equal_input_gives_equal_bytes_whatever_the_threads(tmp_path, monkeypatc
         manifest = quiet_pack(source(load=load), out, shard_mb=0.01)
         contents.append((manifest.sha256, {p.name: p.read_bytes() for p in out.iterdir()}))
     assert contents[0] == contents[1] == contents[2]
+
+
+@pytest.mark.parametrize("value", [np.float32(1), (1, 2), {1: 2}, float("nan"), {"deep": [b"x"]}, object()])
+@pytest.mark.parametrize("of", ["record", "file"])
+def test_what_is_told_of_a_sample_and_is_no_json_is_refused(tmp_path, value, of):
+    made = source(load=lambda i: dataclasses.replace(raw(i), about={"scanner": value} if of == "file" else {}))
+    if of == "record":
+        made = dataclasses.replace(made, records=[dataclasses.replace(r, about={"a": value}) for r in made.records])
+    with pytest.raises(
+        ShardError, match=r"images/0.png: about\.(scanner|a)\S* cannot be written: .*; use plain values"
+    ):
+        quiet_pack(made, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_what_is_told_of_a_sample_is_in_its_json(tmp_path):
+    made = source(load=lambda i: dataclasses.replace(raw(i), about={"window": [0.25, i], "both": "file"}))
+    records = [dataclasses.replace(record, about={"visit": 2, "both": "record"}) for record in made.records]
+    quiet_pack(dataclasses.replace(made, records=records), tmp_path / "set")
+    with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
+        about = json.load(tar.extractfile("s003.json"))["about"]
+    assert about == {"visit": 2, "window": [0.25, 3], "both": "file"}
 
 
 def test_other_settings_give_another_identity(tmp_path):

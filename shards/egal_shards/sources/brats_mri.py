@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 
 from egal_shards.errors import ShardError
-from egal_shards.intensity import windowed
+from egal_shards.intensity import Window, windowed
 from egal_shards.nifti import Volume
 from egal_shards.progress import progress_bar
 from egal_shards.records import Raw, Record, Source
@@ -203,6 +203,7 @@ class _Loaded:
 
     images: np.ndarray  # f32 [N,H,W,C], 0…1
     codes: np.ndarray  # u8 [N,H,W]
+    windows: list[Window]  # of each channel
 
 
 class _Kept(threading.local):
@@ -232,18 +233,19 @@ class _Slice:
         image, codes = loaded.images[self.position], loaded.codes[self.position]
         areas = [np.count_nonzero(codes == value) for value in REGIONS.values()]
         mask = codes > 0 if self.roi == "tumor" else codes == list(REGIONS.values())[int(np.argmax(areas))]
-        return Raw(image if image.shape[2] == 3 else image[..., 0], mask if any(areas) else None)
+        about = {"windows": [list(window) for window in loaded.windows]}
+        return Raw(image if image.shape[2] == 3 else image[..., 0], mask if any(areas) else None, about=about)
 
 
 def _load(case: Case, numbers: tuple[int, ...], percentiles: tuple[float, float]) -> _Loaded:
     wanted = set(numbers)
     codes = np.stack([plane for number, plane in enumerate(_codes(Volume.open(case.seg))) if number in wanted])
-    images = np.stack([_modality(Volume.open(file), wanted, percentiles) for file in case.images], axis=-1)
-    return _Loaded(images, codes)
+    images, windows = zip(*(_modality(Volume.open(file), wanted, percentiles) for file in case.images), strict=True)
+    return _Loaded(np.stack(images, axis=-1), codes, list(windows))
 
 
-def _modality(volume: Volume, wanted: set[int], percentiles: tuple[float, float]) -> np.ndarray:
-    """f32 [N,H,W], 0…1: the wanted slices, through a window that holds for the whole volume; what is 0 stays black."""
+def _modality(volume: Volume, wanted: set[int], percentiles: tuple[float, float]) -> tuple[np.ndarray, Window]:
+    """The wanted slices, f32 [N,H,W], 0…1, through the window of the whole volume; what is 0 stays black."""
     kept, values = [], []
     for number, plane in enumerate(volume.slices()):
         values.append(plane[plane != 0])
@@ -257,4 +259,4 @@ def _modality(volume: Volume, wanted: set[int], percentiles: tuple[float, float]
     low, high = np.percentile(inside, percentiles)
     planes = np.stack(kept)
     window = (float(low), float(high)) if low < high else (float(low) - 1, float(low))  # all alike: white
-    return np.where(planes == 0, np.float32(0), windowed(planes, window))
+    return np.where(planes == 0, np.float32(0), windowed(planes, window)), window
