@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from benchmarks.registry import Absent, Case, benchmark
 from egal_bench.progress import console
 from egal_shards import ShardSet, pack, verify
+from egal_shards.layout import roi_shape
 from egal_shards.records import Raw, Record, Source
 from egal_shards.sources import phantom, siim
 
@@ -35,25 +36,24 @@ SIIM = Path(__file__).resolve().parents[2] / "shared" / "data" / "siim_covid19_2
 Read = Callable[[np.ndarray], Iterator[Tensor]]  # positions → u8 [B,1,S,S]
 
 
-@benchmark({"10,000 of 224²": "npy"}, rounds=5)
+@benchmark({"10,000 of 224²": "npy"}, rounds=9)
 def sequential(image_format: str, home: Path) -> Case:
     """An epoch of batches of 64 in order. `python -m benchmarks shards/sequential`
 
-    0.28 of memcpy's rate; litdata takes 1.59×, MosaicML Streaming 3.6×, stock webdataset 28×, with 2 workers 18×.
+    0.79 of memcpy's rate on one core, 0.44 of its rate on both; litdata takes 2.04×, MosaicML Streaming 4.6×, stock
+    webdataset 34×, with 2 workers 23×.
 
     Why: the first epoch of a process has checked each sample against its SHA-256 and kept a 64-bit fingerprint. From
-    then on a batch is one call into compiled code, which holds no GIL: a preadv a sample, whose pixels land in the
-    batch's memory, and one pass for the fingerprint (1.4 µs) while they are in the cache. That memory is used again
-    once nobody refers to it, since fresh pages cost as much as filling them.
+    then on four of these batches are one call into compiled code, which holds no GIL: a preadv a sample, whose pixels
+    land in the batch's memory, and one pass for the fingerprint (1 µs) while they are in the cache. That memory is used
+    again, in the next epoch too, once nobody refers to it, since fresh pages cost as much as filling them.
 
-    Half of memcpy's rate is not reached. memcpy of the pixels alone takes 2.7 µs on both cores; the kernel's own copy
-    of pixels and ROI out of the page cache, in C and without Python, 8 to 10 µs on one core and about 5 on both, and
-    it cannot be replaced by a mapping, through which a file that another process cuts would end this one by SIGBUS.
-    The rest is Python: three threads on two cores, whose code is out of the cache after each batch. litdata maps its
-    chunks into memory and compares nothing.
+    The same in C, without Python, takes 4.7 µs on both cores, and memcpy of as many bytes 2.8: the kernel's copy out of
+    its page cache is a third slower. A mapping in its place would let a file that another process cuts end this one by
+    SIGBUS. The rest is Python, of three threads on two cores. litdata maps its chunks and compares nothing.
     """
     order, mine = np.arange(SAMPLES), packed(image_format, home)
-    reads = {"egal_shards": ours(mine), "memcpy": copied, **installed(home)}
+    reads = {"egal_shards": ours(mine), **memcpy(), **installed(home)}
     reads |= {f"webdataset, {n} workers": stock_webdataset(mine, "image.npy", n) for n in (0, 2)}
     return reading(reads, order)
 
@@ -62,20 +62,20 @@ def sequential(image_format: str, home: Path) -> Case:
 def random(image_format: str, home: Path) -> Case:
     """Likewise in random order. `python -m benchmarks shards/random`
 
-    0.52 and 0.48 of memcpy's rate in two runs, about half; MosaicML Streaming takes 3.6×, litdata 26×.
+    0.83 of memcpy's rate on one core, 0.64 of its rate on both; MosaicML Streaming takes 4.7×, litdata 38×.
 
-    Why: as in order, where memcpy is twice as fast and ours no faster. Shards stay open from batch to batch, and no
-    read depends on the one before.
+    Why: as in order, where memcpy is faster and ours no faster. Shards stay open from batch to batch, and no read
+    depends on the one before.
     """
     order, mine = np.random.default_rng(0).permutation(SAMPLES), packed(image_format, home)
-    return reading({"egal_shards": ours(mine), "memcpy": copied, **installed(home)}, order)
+    return reading({"egal_shards": ours(mine), **memcpy(), **installed(home)}, order)
 
 
 @benchmark({"10,000 of 224²": "png"}, rounds=3)
 def png(image_format: str, home: Path) -> Case:
     """An epoch of stock webdataset over PNG members, of ours over npy. `python -m benchmarks shards/png`
 
-    webdataset takes 76×, with 2 workers 45×.
+    webdataset takes 80×, with 2 workers 48×.
 
     Why: it inflates, and goes through tar members in Python.
     """
@@ -88,13 +88,13 @@ def png(image_format: str, home: Path) -> Case:
 def first_epoch(image_format: str, home: Path) -> Case:
     """The first epoch of a process, in which each sample is checked. `python -m benchmarks shards/first-epoch`
 
-    156 µs a sample, 57 times memcpy's.
+    138 µs a sample, 22 times memcpy's on one core.
 
     Why: SHA-256, of which 39 µs cannot be had for less on one core, ROI, json and tar header, in Python. The two
     threads take turns at the GIL; one alone was a third faster.
     """
     folder, order = packed(image_format, home), np.arange(SAMPLES)
-    reads: dict[str, Read] = {"egal_shards": lambda positions: ours(folder)(positions), "memcpy": copied}
+    reads: dict[str, Read] = {"egal_shards": lambda positions: ours(folder)(positions), **memcpy()}
     return reading(reads, order)
 
 
@@ -102,18 +102,20 @@ def first_epoch(image_format: str, home: Path) -> Case:
 def packing(size: int, home: Path) -> Case:
     """JPEG files into a verified set, against Pillow alone in 2 threads. `python -m benchmarks shards/packing`
 
-    439 µs a sample: 0.28 of the rate of decoding alone, 0.63 of decoding and resizing.
+    435 µs a sample: 0.28 of the rate of decoding alone, 0.65 of decoding and resizing.
 
     The decode-bound rate is that of decoding, which nothing can do without; any packer also has to resize, for which
-    Pillow's own function stands. A sample takes 600 µs of one core: Pillow decodes in 210, ours resizes to the same
-    pixels in 150 where Pillow takes 290, and the rest is ROI, digests and copies. Forked processes share it, since
-    threads took turns at the interpreter lock (777 µs); the parent adds 150 for a digest of the shard and its writing.
+    Pillow's own function stands. A sample takes 500 µs of one core: Pillow decodes in 210, ours resizes to the same
+    pixels in 70 where Pillow takes 240, its digest takes 40, and the rest is ROI, json, headers and copies. Forked
+    processes share it, since threads took turns at the interpreter lock (777 µs); the parent adds 110 for a digest of
+    the shard and its writing. Two digests alone, which the format asks for, leave no more than 0.73 of the rate of
+    decoding. The set of a round is removed by the next: fresh pages for the page cache would take a fifth of the time.
     """
     if not SIIM.is_dir():
         raise Absent("siim_covid19_256 is not beside this checkout (looked in ../shared/data)")
     made = siim(SIIM, meta="labels.csv")
     files = [record.load.path for record in made.records]  # type: ignore[attr-defined]
-    folders = (home / f"packed-{number}" for number in count())
+    folder = home / "packed"
 
     def decode(path: Path) -> None:
         with Image.open(path) as image:
@@ -127,12 +129,16 @@ def packing(size: int, home: Path) -> Case:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda some: [work(file) for file in some], [files[i::16] for i in range(16)]))
 
+    def pack_anew() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        pack(made, folder, size=size, progress=False)
+
     def check() -> None:
-        pack(made, folder := next(folders), size=size, progress=False)
+        pack_anew()
         assert verify(folder, progress=False).samples == len(files)
 
     contenders = {
-        "pack": lambda: pack(made, next(folders), size=size, progress=False),
+        "pack": pack_anew,
         "Pillow decodes": partial(all_by, decode),
         "Pillow decodes and resizes": partial(all_by, resize),
     }
@@ -168,8 +174,8 @@ def opening_memory(samples: int, home: Path) -> Case:
 def memory(epochs: int, home: Path) -> Case:
     """Peak memory of processes that stream 30,000 and 640 samples. `python -m benchmarks shards/memory`
 
-    757 MB and 744, of which 617 are imports (PyTorch 470). What is added: 8 bytes a sample of the set, batches under
-    way, whatever the number of shards.
+    784 MB and 763, of which 617 are imports (PyTorch 470). What is added: 8 bytes a sample of the set, and up to 100 MB
+    of batches under way or kept for the next, whatever the number of shards.
     """
     folder = packed("npy", home)
     contenders = {
@@ -230,16 +236,26 @@ def ours(folder: Path) -> Read:
     return lambda order: (batch.images for batch in shards.batches(order, BATCH))
 
 
-def copied(order: np.ndarray) -> Iterator[Tensor]:
-    """Batches from memory, all into the same one."""
-    memory, in_order = torch.empty((BATCH, 1, SIZE, SIZE), dtype=torch.uint8), order[1] == 1
+def memcpy() -> dict[str, Read]:
+    """Images and ROI words, which a batch of ours has, from memory to where the last ones were."""
+    sources = images(), torch.zeros((SAMPLES, *roi_shape(SIZE)), dtype=torch.int32) + 1
+    cores = {"one core": 1, "all cores": torch.get_num_threads()}
+    return {f"memcpy, {name}": partial(copied, sources, threads) for name, threads in cores.items()}
+
+
+def copied(sources: tuple[Tensor, ...], threads: int, order: np.ndarray) -> Iterator[Tensor]:
+    batches = [source[:BATCH].clone() for source in sources]
+    before, in_order = torch.get_num_threads(), order[1] == 1
     for start in range(0, len(order), BATCH):
-        some = order[start : start + BATCH]
-        batch = memory[: len(some)]
-        if in_order:
-            yield batch.copy_(images()[start : start + BATCH])
-        else:
-            yield torch.index_select(images(), 0, torch.from_numpy(some), out=batch)
+        some = torch.from_numpy(order[start : start + BATCH])
+        torch.set_num_threads(threads)
+        for source, batch in zip(sources, batches, strict=True):
+            if in_order:
+                batch[: len(some)].copy_(source[start : start + BATCH])
+            else:
+                torch.index_select(source, 0, some, out=batch[: len(some)])
+        torch.set_num_threads(before)
+        yield batches[0][: len(some)]
 
 
 def stock_webdataset(folder: Path, member: str, workers: int) -> Read:

@@ -1,6 +1,7 @@
 """Work spread over forked processes, whose results come back in order: what Python does in threads takes turns."""
 
 import fcntl
+import gc
 import pickle
 import signal
 import sys
@@ -94,6 +95,7 @@ def _serve(
 ) -> None:
     """What a worker does, until its parent closes the pipes or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent ends this one
+    gc.freeze()  # else collections would look through all that the parent has, and by that copy its pages
     for end in foreign:
         end.close()  # else a pipe would outlive the process at its other end
     with suppress(EOFError, BrokenPipeError):
