@@ -92,6 +92,12 @@ def test_a_png_of_other_depth_is_refused():
                 layout.decode_image(payload, image_format, dtype, 1, 8, "shard")
 
 
+def test_pixels_are_stored_with_the_low_byte_first():
+    image = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    assert layout.encode_image(image.astype(">u2"), "npy") == layout.encode_image(image, "npy")
+    assert layout.encode_image(image, "npy")[128:] == image.astype("<u2").tobytes()
+
+
 def test_files_of_16_bits_in_a_folder(tmp_path):
     """Kept as they are in 16 bits; in 8 bits only through a window, and then rounded once."""
     values = [deep(i).image for i in range(8)]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from egal_shards import ShardError, ShardSet, Split, pack, verify
 from egal_shards.inspecting import QUANTILES, contact_sheet, save_contact_sheet, summarise
@@ -146,6 +147,45 @@ def test_the_draw_is_seeded_and_takes_samples_with_roi_first(mixed):
     sheet = contact_sheet(mixed, samples=3)
     assert all(outlined(sheet, column)[0].size for column in range(3))
     assert sheet.size == (LEFT + 3 * (TILE + LEFT), TOP + 3 * (TILE + TOP + LEFT))
+
+
+def test_below_each_tile_are_its_key_its_class_and_its_roi_and_those_with_roi_come_first(mixed, monkeypatch):
+    written = {}
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, what, *rest: (written.update({at: what}), text(self, at, what, *rest)),
+    )
+    sheet = np.asarray(contact_sheet(mixed, samples=12))
+    rows = mixed.index().set_index("key")
+    assert written.pop((LEFT, 8)) == "tiny: 36 samples, 1×24×24 uint8, ROI outlined"
+    assert len(written) == 2 * len(rows)
+    for label, name in enumerate(mixed.classes):
+        top, marked = TOP + label * (TILE + TOP + LEFT), []
+        for column in range(12):
+            left = LEFT + column * (TILE + LEFT)
+            row = rows.loc[written.pop((left, top + TILE + 1))]
+            says = f"ROI {100 * row.roi_area / 24**2:.2g} %" if row.roi_area else "no ROI"
+            assert written.pop((left, top + TILE + 15)) == f"{name}, {says}"
+            assert row.label == label
+            tile = sheet[top : top + TILE, left : left + TILE]
+            assert (tile == YELLOW).all(axis=2).any() == (row.roi_area > 0)
+            marked.append(row.roi_area > 0)
+        assert marked == sorted(marked, reverse=True)
+        assert sum(marked) == (12, 6, 6)[label]
+
+
+def test_a_key_too_long_for_its_tile_loses_its_beginning(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, what, *rest: written.append(what))
+    keys = ["x" * 78 + end for end in ("_1", "_2")]
+    records = [Record(k, "a", k, "f.png", lambda: Raw(np.zeros((8, 8), np.uint8), None)) for k in keys]
+    pack(Source("one", ("a",), records, {}), tmp_path / "set", size=8, split=Split(0.5, 0), progress=False)
+    contact_sheet(ShardSet(tmp_path / "set"), samples=2)
+    shown = sorted(what for what in written if "_" in what)
+    assert [what[0] + what[-3:] for what in shown] == ["…x_1", "…x_2"]
+    assert all(20 < len(what) < 40 for what in shown)
 
 
 @pytest.mark.parametrize("samples", [0, -1, 401])
