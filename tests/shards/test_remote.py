@@ -1,5 +1,7 @@
 """Sets behind a URL: whole, equal to the local ones, or a named error; in a cache that stays sound and bounded."""
 
+import fcntl
+import io
 import logging
 import multiprocessing
 import os
@@ -104,6 +106,28 @@ def test_faults_that_pass_are_survived(pristine, cache, case, ranges):
     if case == "other range":  # known by what the server says it sends, from the beginning where it has no ranges
         assert script.asked(FIRST) == ([0, half, 0] if ranges else [0, half])
     assert not list(cache.glob("*/*.partial"))
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_no_more_is_handed_on_than_was_asked_for(pristine, ranges):
+    data = (pristine / FIRST).read_bytes()
+    with serving(pristine, ranges=ranges) as (url, _):
+        for start, stop in ((0, 1), (0, 1000), (700, 1001), (len(data) - 1, len(data) + 9), (5, 5)):
+            assert b"".join(fetching.chunks(f"{url}/{FIRST}", start, stop)) == data[start:stop]
+
+
+def test_nobody_tries_again_for_a_consumer_that_has_left(cache, monkeypatch):
+    tries = []
+
+    def failing(*_):
+        tries.append(0)
+        raise fetching.Passing("the server is busy")
+
+    monkeypatch.setattr(remote, "chunks", failing)
+    monkeypatch.setattr(remote, "unwanted", lambda: len(tries) == 2)
+    with pytest.raises(ShardError, match=r"http://there/x: nobody waits for it any more; what has come is kept"):
+        remote._receive("http://there/x?sig=h1dden", io.BytesIO(), 10)
+    assert len(tries) == 2
 
 
 def test_a_stalled_and_a_trickling_connection_time_out_and_resume(pristine, cache, monkeypatch):
@@ -362,6 +386,9 @@ def test_what_is_open_is_not_evicted_and_foreign_files_are_not_touched(pristine,
     (cache / "thesis" / FIRST).write_bytes(bytes(10**6))
     with serving(pristine) as (url, _):
         shards = ShardSet(url)
+        notes = shards.path / "notes.txt"
+        notes.write_bytes(bytes(10**6))
+        os.utime(notes, (0, 0))  # used longest ago
         with shards.open_shard(0) as file:
             for number in (1, 2):
                 shards.open_shard(number).close()
@@ -369,7 +396,30 @@ def test_what_is_open_is_not_evicted_and_foreign_files_are_not_touched(pristine,
             assert file.read() == (pristine / FIRST).read_bytes()
         shards.open_shard(3).close()
         assert not (shards.path / FIRST).exists()
-    assert (cache / "thesis" / FIRST).stat().st_size == 10**6
+        assert (shards.path / "manifest.json").exists()
+    assert (cache / "thesis" / FIRST).stat().st_size == notes.stat().st_size == 10**6
+
+
+def test_what_is_evicted_between_opening_and_locking_is_fetched_again(pristine, cache, monkeypatch):
+    flock, path = fcntl.flock, None
+
+    def late(file, operation):
+        nonlocal path
+        if path and operation == fcntl.LOCK_SH:
+            path, evicted = None, path
+            evicted.unlink()
+        flock(file, operation)
+
+    with serving(pristine) as (url, script):
+        shards = ShardSet(url)
+        shards.open_shard(0).close()
+        path = shards.path / FIRST
+        monkeypatch.setattr(fcntl, "flock", late)
+        with shards.open_shard(0) as file:
+            assert path is None
+            assert file.read() == (pristine / FIRST).read_bytes()
+        assert (shards.path / FIRST).exists()  # so that what is open is what others will see
+        assert script.asked(FIRST) == [0, 0]
 
 
 def test_what_is_being_fetched_is_not_evicted(pristine, cache, monkeypatch):
@@ -460,6 +510,20 @@ def stored(pristine):
 def test_any_filesystem_that_fsspec_knows(pristine, cache, stored):
     assert verify("memory://pools/brain", progress=False) == verify(pristine, progress=False)
     assert_equal(ShardSet("memory://pools/brain"), ShardSet(pristine))
+
+
+@pytest.mark.parametrize("less", [0, 1, 2])
+def test_nothing_is_asked_for_that_begins_at_the_end_of_a_file(pristine, cache, stored, monkeypatch, less):
+    """Stores answer such a request with an error."""
+    cat, size = stored.cat_file, (pristine / FIRST).stat().st_size
+
+    def strict(self, path, start=None, end=None):
+        assert start < len(cat(self, path))
+        return cat(self, path, start=start, end=end)
+
+    monkeypatch.setattr(stored, "cat_file", strict)
+    monkeypatch.setattr(fetching, "_BLOCK", size - less)
+    assert ShardSet("memory://pools/brain").open_shard(0).read() == (pristine / FIRST).read_bytes()
 
 
 def test_faults_of_a_filesystem(pristine, cache, stored, monkeypatch):
