@@ -130,6 +130,15 @@ def test_nobody_tries_again_for_a_consumer_that_has_left(cache, monkeypatch):
     assert len(tries) == 2
 
 
+def test_each_try_waits_twice_as_long_as_the_one_before(monkeypatch):
+    waits = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(remote, "chunks", lambda *_: (_ for _ in ()).throw(fetching.Passing("the server is busy")))
+    with pytest.raises(ShardError, match="the server is busy, after 5 attempts; 0 of 10 bytes are kept"):
+        remote._receive("http://there/x", io.BytesIO(), 10)
+    assert waits == [0.5, 1, 2, 4]
+
+
 def test_a_stalled_and_a_trickling_connection_time_out_and_resume(pristine, cache, monkeypatch):
     monkeypatch.setattr(fetching, "TIMEOUT", 0.3)
     with serving(pristine, faults={FIRST: ["stall"], "shard-000001.tar": ["trickle"]}) as (url, script):
@@ -398,6 +407,19 @@ def test_what_is_open_is_not_evicted_and_foreign_files_are_not_touched(pristine,
         assert not (shards.path / FIRST).exists()
         assert (shards.path / "manifest.json").exists()
     assert (cache / "thesis" / FIRST).stat().st_size == notes.stat().st_size == 10**6
+
+
+def test_a_lock_ends_with_its_use_though_a_process_was_forked_meanwhile(tmp_path):
+    with remote._locked(tmp_path / "lock"):
+        child = multiprocessing.get_context("fork").Process(target=signal.pause)
+        child.start()
+    try:
+        with (tmp_path / "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or BlockingIOError
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_what_is_evicted_between_opening_and_locking_is_fetched_again(pristine, cache, monkeypatch):
