@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from itertools import pairwise
+from multiprocessing import get_context
 
 import pytest
 from hypothesis import given, settings
@@ -86,6 +88,22 @@ def test_an_error_that_cannot_travel_is_told_in_its_words():
     assert "in work" in caught.value.__notes__[0]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_that_wait_for_their_turn_are_bounded(workers):
+    begun = get_context("fork").Value("i", 0)
+
+    def work(i):
+        with begun.get_lock():
+            begun.value += 1
+        time.sleep(0.3 * (i == 0))
+        return i
+
+    results = forked_map(work, range(1000), workers)
+    assert next(results) == 0
+    assert begun.value <= 3 * workers
+    results.close()
+
+
 def alive(process):
     try:
         os.kill(process, 0)
@@ -99,6 +117,30 @@ def test_a_consumer_that_leaves_ends_the_workers():
     processes = {next(results) for _ in range(9)}
     results.close()
     assert not any(map(alive, processes))
+
+
+def test_ctrl_c_is_the_parents_matter_alone():
+    script = """
+        import time
+        from egal_shards.forks import forked_map
+        results = forked_map(lambda i: time.sleep(0.05) or i, range(1000), 2)
+        next(results)
+        print("under way", flush=True)
+        try:
+            list(results)
+        except KeyboardInterrupt:
+            results.close()
+            print("ended", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as parent:
+        try:
+            assert parent.stdout.readline() == "under way\n"
+            os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to all of them
+            assert parent.communicate(timeout=30) == ("ended\n", "")
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_a_parent_that_is_killed_leaves_no_process():
