@@ -41,10 +41,15 @@ def forked_map(work: Callable[[A], B], items: Sequence[A], workers: int) -> Gene
     for i in range(workers):
         theirs = orders[i][0], results[i][1]
         foreign = [end for pipe in (*orders, *results) for end in pipe if end not in theirs]
-        processes.append(context.Process(target=_serve, args=(work, items, *theirs, foreign)))
+        # A daemon: an interpreter that ends without closing this generator would else wait for it for ever
+        processes.append(context.Process(target=_serve, args=(work, items, *theirs, foreign), daemon=True))
     try:
-        for process in processes:
-            process.start()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a worker is to ignore from the start
+        try:
+            for process in processes:
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for order, result in zip(orders, results, strict=True):
             order[0].close()
             result[1].close()

@@ -124,9 +124,9 @@ def test_ctrl_c_is_the_parents_matter_alone():
         import time
         from egal_shards.forks import forked_map
         results = forked_map(lambda i: time.sleep(0.05) or i, range(1000), 2)
-        next(results)
-        print("under way", flush=True)
+        next(results), next(results)  # of both
         try:
+            print("under way", flush=True)
             list(results)
         except KeyboardInterrupt:
             results.close()
@@ -141,6 +141,16 @@ def test_ctrl_c_is_the_parents_matter_alone():
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_an_interpreter_that_ends_in_the_midst_of_it_ends_the_workers():
+    script = """
+        from egal_shards.forks import forked_map
+        results = forked_map(lambda i: i, range(1000), 2)
+        next(results)
+        raise SystemExit(3)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=30).returncode == 3
 
 
 def test_a_parent_that_is_killed_leaves_no_process():
