@@ -40,8 +40,8 @@ Read = Callable[[np.ndarray], Iterator[Tensor]]  # positions → u8 [B,1,S,S]
 def sequential(image_format: str, home: Path) -> Case:
     """An epoch of batches of 64 in order. `python -m benchmarks shards/sequential`
 
-    0.79 of memcpy's rate on one core, 0.44 of its rate on both; litdata takes 2.04×, MosaicML Streaming 4.6×, stock
-    webdataset 34×, with 2 workers 23×.
+    0.71 of memcpy's rate on one core, 0.41 of its rate on both; litdata takes 1.94×, MosaicML Streaming 4.2×, stock
+    webdataset 30×, with 2 workers 20×. litdata took 1.92 to 2.15× in six runs.
 
     Why: the first epoch of a process has checked each sample against its SHA-256 and kept a 64-bit fingerprint. From
     then on four of these batches are one call into compiled code, which holds no GIL: a preadv a sample, whose pixels
@@ -62,7 +62,7 @@ def sequential(image_format: str, home: Path) -> Case:
 def random(image_format: str, home: Path) -> Case:
     """Likewise in random order. `python -m benchmarks shards/random`
 
-    0.83 of memcpy's rate on one core, 0.64 of its rate on both; MosaicML Streaming takes 4.7×, litdata 38×.
+    0.77 of memcpy's rate on one core, 0.62 of its rate on both; MosaicML Streaming takes 4.1×, litdata 33×.
 
     Why: as in order, where memcpy is faster and ours no faster. Shards stay open from batch to batch, and no read
     depends on the one before.
@@ -108,7 +108,7 @@ def packing(size: int, home: Path) -> Case:
     Pillow's own function stands. A sample takes 500 µs of one core: Pillow decodes in 210, ours resizes to the same
     pixels in 70 where Pillow takes 240, its digest takes 40, and the rest is ROI, json, headers and copies. Forked
     processes share it, since threads took turns at the interpreter lock (777 µs); the parent adds 110 for a digest of
-    the shard and its writing. Two digests alone, which the format asks for, leave no more than 0.73 of the rate of
+    the shard and its writing. Two digests alone, which the format asks for, leave no more than 0.72 of the rate of
     decoding. The set of a round is removed by the next: fresh pages for the page cache would take a fifth of the time.
     """
     if not SIIM.is_dir():
@@ -246,16 +246,16 @@ def memcpy() -> dict[str, Read]:
 def copied(sources: tuple[Tensor, ...], threads: int, order: np.ndarray) -> Iterator[Tensor]:
     batches = [source[:BATCH].clone() for source in sources]
     before, in_order = torch.get_num_threads(), order[1] == 1
+    torch.set_num_threads(threads)
     for start in range(0, len(order), BATCH):
         some = torch.from_numpy(order[start : start + BATCH])
-        torch.set_num_threads(threads)
         for source, batch in zip(sources, batches, strict=True):
             if in_order:
                 batch[: len(some)].copy_(source[start : start + BATCH])
             else:
                 torch.index_select(source, 0, some, out=batch[: len(some)])
-        torch.set_num_threads(before)
         yield batches[0][: len(some)]
+    torch.set_num_threads(before)
 
 
 def stock_webdataset(folder: Path, member: str, workers: int) -> Read:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _READERS = 2  # threads that read ahead of the consumer of batches
 _AHEAD = 2  # runs of batches they may be ahead
 _RUN = 16e6  # bytes that a thread reads at a time, in batches but at least one
-_AT_ONCE = 16  # shards that a batch opens at a time
+_AT_ONCE = 16  # shards that a run opens at a time
 _OPEN = 64  # shards that stay open for the next batches
 
 
@@ -132,7 +132,8 @@ class ShardSet:
     def batches(self, indices: Any, batch_size: int, device: "str | torch.device" = "cpu") -> Iterator[Batch]:
         """Batches of the samples at these positions (1-d integers), in their order; the last may be short.
 
-        Two threads read and check a few batches ahead. To a CUDA device they copy from pinned memory on a stream of
+        Two threads read and check ahead, in runs of 16 MB: as much memory stays while one batch of a run is kept, and
+        an error comes before the first batch of its run. To a CUDA device they copy from pinned memory on a stream of
         their own, beside the consumer's kernels.
         """
         wanted = np.asarray(indices)
