@@ -1,4 +1,7 @@
-"""`python -m benchmarks [SUITE or SUITE/NAME …]`: run them in turns, write Parquet, renew their rows in README.md."""
+"""Runs benchmarks, writes their times as Parquet and renews their rows in README.md.
+
+Without names it runs all of them. A name is a suite, such as `kernels`, or one benchmark, such as `kernels/whole-op`.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,50 @@ import numpy as np
 from benchmarks.registry import Absent, Benchmark, Contenders, write
 from benchmarks.suites import BENCHMARKS
 from benchmarks.table import renew
-from egal_bench import measurements
-from egal_bench.measuring import interleaved
-from egal_bench.progress import console, counted
+from egal_bench.console import console, counted
+from egal_bench.profiling import measurements
+from egal_bench.profiling.measuring import interleaved
 
-SEED = 0  # of the order in which contenders take turns
+SEED = 0  # draws the order in which contenders take turns
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("which", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    """Run the benchmarks that the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="*", help="suite or benchmark; default: all")
     parser.add_argument("--out", type=Path, default=Path("profiles"), help="folder of the Parquet file")
-    words = parser.parse_args()
-    chosen = [found for name, found in BENCHMARKS.items() if not words.which or _wanted(name, words.which)]
+    arguments = parser.parse_args()
+    chosen = selected(arguments.name)
     if not chosen:
-        parser.error(f"no benchmark is named {' or '.join(words.which)}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark is named {' or '.join(arguments.name)}; choose from {', '.join(BENCHMARKS)}")
     rows = []
     with tempfile.TemporaryDirectory(prefix="egal-benchmarks-") as home:
-        for declared in chosen:
-            for label in declared.inputs:
-                rows += _measured(declared, label, Path(home))
+        for benchmark in chosen:
+            for label in benchmark.inputs:
+                rows += _measured(benchmark, label, Path(home))
     if rows:
-        path = write(rows, words.out)
+        path = write(rows, arguments.out)
         renew(measurements.load(path))
         print(path)
 
 
-def _wanted(name: str, words: list[str]) -> bool:
-    return any(word in (name, name.partition("/")[0]) for word in words)
+def selected(names: list[str]) -> list[Benchmark]:
+    """Return the benchmarks that have one of these names or belong to one of these suites; without names, all."""
+    return [
+        benchmark
+        for benchmark in BENCHMARKS.values()
+        if not names or benchmark.name in names or benchmark.suite in names
+    ]
 
 
-def _measured(declared: Benchmark, label: str, home: Path) -> list[dict]:
-    """Rows of one case; none, with a message, where what it needs is absent."""
+def _measured(benchmark: Benchmark, label: str, home: Path) -> list[dict]:
+    """Return the rows of one case; where this machine lacks what it needs, print why and return none."""
 
-    def timed(contenders: Contenders, rounds: int) -> dict[str, np.ndarray]:
-        with counted(f"{declared.name} {label}", rounds * len(contenders)) as advance:
-            if declared.metric == "rate":
+    def timer(contenders: Contenders, rounds: int) -> dict[str, np.ndarray]:
+        with counted(f"{benchmark.name} {label}", rounds * len(contenders)) as advance:
+            if benchmark.metric == "rate":
                 return interleaved(contenders, rounds, np.random.default_rng(SEED), advance)
             seconds = {}
             for name, run in contenders.items():
@@ -58,9 +69,9 @@ def _measured(declared: Benchmark, label: str, home: Path) -> list[dict]:
             return seconds
 
     try:
-        return declared.rows(label, home, timed)
+        return benchmark.rows(label, home, timer)
     except Absent as reason:
-        console.print(f"{declared.name}, {label}: skipped: {reason}")
+        console.print(f"{benchmark.name}, {label}: skipped: {reason}")
         return []
 
 

@@ -1,6 +1,7 @@
-"""Every benchmark under pytest-benchmark: `pytest benchmarks --benchmark-only`, and `-k kernels` for a suite.
+"""Every benchmark under pytest-benchmark: `pytest benchmarks --benchmark-only`, and `-k kernels` for one suite.
 
-Ours is what pytest-benchmark times; the others run in turns with it, and their ratios are in `extra_info`.
+pytest-benchmark times our contender. The others run once before each of its rounds, and their ratios to ours are in
+`extra_info`.
 """
 
 import time
@@ -11,48 +12,49 @@ import pytest
 
 from benchmarks.registry import Absent, Contenders, write
 from benchmarks.suites import BENCHMARKS
-from egal_bench.measuring import paired_ratio
+from egal_bench.profiling.measuring import paired_ratio
 
 CASES = [(name, label) for name, declared in BENCHMARKS.items() for label in declared.inputs]
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
+    """The folder for what the cases share."""
     return tmp_path_factory.mktemp("benchmarks")
 
 
 @pytest.fixture(scope="session")
 def rows():
-    found = []
-    yield found
-    if found:
-        print("\n", write(found, Path("profiles")))
+    """The rows of all cases, written to a file at the end."""
+    rows = []
+    yield rows
+    if rows:
+        print("\n", write(rows, Path("profiles")))
 
 
-@pytest.mark.parametrize(("name", "label"), CASES, ids=lambda part: part)
+@pytest.mark.parametrize(("name", "label"), CASES, ids=str)
 def test_benchmark(benchmark, home, rows, name, label):
     declared = BENCHMARKS[name]
 
-    def timed(contenders: Contenders, rounds: int) -> dict[str, np.ndarray]:
-        (first, ours), *others = contenders.items()
-        seconds = {other: [] for other, _ in others}
+    def timer(contenders: Contenders, rounds: int) -> dict[str, np.ndarray]:
+        (first, run_first), *others = contenders.items()
+        seconds = {name: [] for name, _ in others}
 
         def run_others() -> None:
-            for other, run in others:
+            for name, run in others:
                 start = time.perf_counter()
                 run()
-                seconds[other].append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start)
 
-        benchmark.pedantic(ours, setup=run_others, rounds=rounds, warmup_rounds=int(declared.metric == "rate"))
-        return {first: np.array(benchmark.stats.stats.data)} | {
-            other: np.array(values[-rounds:]) for other, values in seconds.items()
-        }
+        benchmark.pedantic(run_first, setup=run_others, rounds=rounds, warmup_rounds=int(declared.metric == "rate"))
+        timed = {name: np.array(values[-rounds:]) for name, values in seconds.items()}
+        return {first: np.array(benchmark.stats.stats.data)} | timed
 
     try:
-        ours, *others = found = declared.rows(label, home, timed)
+        first, *others = declared.rows(label, home, timer)
     except Absent as reason:
         pytest.skip(str(reason))
-    rows += found
+    rows += [first, *others]
     for other in others:
-        benchmark.extra_info[other["stage"]] = paired_ratio(other["seconds"], ours["seconds"])[0]
-    benchmark.extra_info |= {"samples": ours["samples"], "peak_mb": ours["peak_mb"]}
+        benchmark.extra_info[other["stage"]] = paired_ratio(other["seconds"], first["seconds"])[0]
+    benchmark.extra_info |= {"samples": first["samples"], "peak_mb": first["peak_mb"]}

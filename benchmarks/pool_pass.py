@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.chest import chest_xrays
+from benchmarks.processes import number_printed_by
+from benchmarks.real_images import chest_xrays
 from benchmarks.registry import Absent, Case, benchmark
-from egal_bench import model, precision
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
-from egal_bench.model import Network
-from egal_bench.pool_pass import score, scorer
-from egal_bench.precision import autocast
-from egal_bench.profile_peers import LIBRARIES, Peer, peers
-from egal_bench.profile_stages import Resident
+from egal_bench.models import network as networks
+from egal_bench.models.network import Network
+from egal_bench.models.precision import autocast
+from egal_bench.models.process import prepare_process
+from egal_bench.profiling.peers import LIBRARIES, Peer, peers
+from egal_bench.profiling.stages import Resident
+from egal_bench.runs.grid import resolved
+from egal_bench.scoring.pool_pass import score, scorer
+from egal_bench.scoring.scores import Scores
+from egal_shards import ShardSet
 
 BATCH, IMAGES, THREADS = 32, 128, 2
 NETWORKS = {"resnet18 224²": "resnet18", "densenet121 224²": "densenet121"}
 
 
 def prepared(backbone: str, home: Path, images: int) -> tuple[Network, Dataset, Resident, Config]:
-    """A network without pretrained weights, in the faster precision, and X-rays with ROI on their way through it."""
+    """Return a network without pretrained weights, and chest X-rays with ROI as batches that it has processed."""
     torch.set_num_threads(THREADS)
     dataset = chest_xrays(home)
-    config = Config(backbone=backbone, device="cpu", threads=THREADS)
-    config = config.model_copy(update={"precision": precision.chosen(config, dataset, "cpu")})
-    network = model.of_config(config, dataset, seed=0).eval()
+    config = resolved(Config(backbone=backbone, device="cpu", threads=THREADS, precision="auto"))
+    network = networks.of_config(config, dataset, seed=0).eval()
     with_roi = dataset.pool[dataset.has_roi[dataset.pool]]
     positions = np.random.default_rng(0).permutation(with_roi)[:images]
     return network, dataset, Resident.of(network, dataset, positions, config, BATCH), config
@@ -48,36 +48,37 @@ def share_of_forward(backbone: str, home: Path) -> Case:
 
         python -m benchmarks pool_pass/share-of-forward
 
-    All in one precision, bfloat16 where that is faster, in batches of 32 on two threads. Without bfloat16 units
-    the pass runs at 0.99 of the forward pass (ResNet-18) and 1.00 (DenseNet-121), scoring at 0.99 and 1.00.
+    All run in one precision, bfloat16 on a CPU with matrix units for it, in batches of 32 on two threads.
 
-    Why: the Grad-CAM comes from the features that the forward pass has just made, and reading happens in threads of its
-    own, which take from the network what they use of the two cores.
+    Why the pass costs little more than the forward pass: the Grad-CAM is computed from the features that the forward
+    pass has just made, and images are read in threads of their own. These take computing time from the network only as
+    far as they use its two cores.
     """
-    network, dataset, there, config = prepared(backbone, home, IMAGES)
-    step = scorer(network, config, "cpu", overlap=True)
+    prepare_process()
+    network, dataset, resident, config = prepared(backbone, home, IMAGES)
+    step = scorer(network, config, "cpu", needs={"roi"})
 
     @torch.inference_mode()
     def scoring() -> list[torch.Tensor]:
-        return [step(images, roi)["rows"] for images, roi in zip(there.images, there.rois, strict=True)]
+        return [step(images, roi)["rows"] for images, roi in zip(resident.images, resident.rois, strict=True)]
 
     @torch.inference_mode()
     def forward() -> torch.Tensor:
         logits = []
-        for images in there.images:
+        for images in resident.images:
             with autocast("cpu", config.precision):
                 maps = network.features(images)
             logits.append(network.head(maps.mean((2, 3), dtype=torch.float32)))
         return torch.cat(logits)
 
-    def whole():
-        return score(network, dataset, there.positions, config, "cpu", overlap=True, batch=BATCH)
+    def pool_pass() -> Scores:
+        return score(network, dataset, resident.positions, config, "cpu", needs={"roi"}, batch=BATCH)
 
     def check() -> None:
-        np.testing.assert_allclose(whole().logits, forward().numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(pool_pass().logits, forward().numpy(), rtol=1e-4, atol=1e-5)
 
-    contenders = {"pass from shards": whole, "scoring in memory": scoring, "forward alone in memory": forward}
-    return Case(contenders, len(there.positions), check)
+    contenders = {"pass from shards": pool_pass, "scoring in memory": scoring, "forward alone in memory": forward}
+    return Case(contenders=contenders, samples=len(resident.positions), check=check)
 
 
 @benchmark(NETWORKS, rounds=5)
@@ -86,90 +87,86 @@ def against_libraries(backbone: str, home: Path) -> Case:
 
         python -m benchmarks pool_pass/against-libraries
 
-    Each as documented, in float32, in a process of its own whose allocator is as Python leaves it, since ours is told
-    to keep what is freed; "(same precision)" is pytorch-grad-cam in our process, with our precision and memory format.
-    Their Dice is compared with ours, in their own convention, before any is timed.
+    Each library runs as documented, in float32, in a process of its own, whose allocator is as Python leaves it: ours
+    is told to keep freed memory. "(same precision)" is pytorch-grad-cam in our process, with our precision and memory
+    format. The Dice of each is compared with ours, in its own convention, before any is timed. The libraries keep the
+    computation graphs of their last run, which takes several gigabytes.
 
-    On a CPU without bfloat16 matrix units pytorch-grad-cam takes 3.7 times as long for ResNet-18 and 5.3 for
-    DenseNet-121, 3.1 and 3.5 at the same precision, MONAI 3.8 and 5.4; torch-cam and captum, whose backward pass ends
-    at the layer, 1.4 for ResNet-18, 3.6 and 4.3 for DenseNet-121. Five minutes, and 16 GB for graphs that they keep.
-
-    Why: they run the trunk with gradients and a full backward pass, upsample a map an image, and get fresh pages from
-    the system for every layer.
+    Why they take longer: they run the trunk with gradients and a backward pass (torch-cam's and captum's ends at the
+    layer), upsample one map per image, and get fresh memory from the system for every layer.
     """
-    network, _, there, config = prepared(backbone, home, BATCH)
-    images, roi = there.images[0], there.rois[0]
-    step = scorer(network, config, "cpu", overlap=True)
+    prepare_process()
+    network, _, resident, config = prepared(backbone, home, BATCH)
+    images, roi = resident.images[0], resident.rois[0]
+    step = scorer(network, config, "cpu", needs={"roi"})
 
     @torch.inference_mode()
-    def ours() -> torch.Tensor:
+    def scoring() -> torch.Tensor:
         return step(images, roi)["rows"]
 
-    here = peers(network, images, roi, config, {name: library for name, library in LIBRARIES.items() if library.same})
-    apart = ProcessPoolExecutor(1, get_context("spawn"), initializer=_serve_peers, initargs=(backbone, home))
-    wrong = {name: peer.why for name, peer in here.items()} | apart.submit(_wrong).result()
-    there_are = [name for name, why in wrong.items() if not why.startswith("not installed")]
-    if not there_are:
+    in_this_process = peers(network, images, roi, config, libraries(same_precision=True))
+    server = ProcessPoolExecutor(1, get_context("spawn"), initializer=_serve_peers, initargs=(backbone, home))
+    problems = {name: peer.problem for name, peer in in_this_process.items()} | server.submit(_problems).result()
+    installed = [name for name in LIBRARIES if not problems[name].startswith("not installed")]
+    if not installed:
         raise Absent("no other library is installed: pip install 'egal-bench[peers]'")
 
     def check() -> None:
-        assert not any(wrong[name] for name in there_are), wrong
+        assert not any(problems[name] for name in installed), problems
 
     def contender(name: str) -> Callable[[], object]:
-        return here[name].run if name in here else lambda: apart.submit(_run, name).result()
+        if name in in_this_process:
+            return in_this_process[name].run
+        return lambda: server.submit(_run, name).result()
 
-    return Case({"scoring": ours} | {name: contender(name) for name in LIBRARIES if name in there_are}, BATCH, check)
+    contenders = {"scoring": scoring} | {name: contender(name) for name in installed}
+    return Case(contenders=contenders, samples=BATCH, check=check)
 
 
-_peers: dict[str, Peer] = {}  # of the process apart
+def libraries(same_precision: bool) -> dict:
+    """Return the libraries that get our precision, or those that do not."""
+    return {name: library for name, library in LIBRARIES.items() if library.same_precision == same_precision}
+
+
+_served: dict[str, Peer] = {}  # in the server process: the peers that run as documented
 
 
 def _serve_peers(backbone: str, home: Path) -> None:
-    """Prepare the peers as documented, in a process that has not been told to keep memory."""
-    with patch.object(model, "keep_freed_memory"):
-        network, _, there, config = prepared(backbone, home, BATCH)
-    apart = {name: library for name, library in LIBRARIES.items() if not library.same}
-    _peers.update(peers(network, there.images[0], there.rois[0], config, apart))
+    """Prepare the peers in this server process, whose allocator is left as it is."""
+    network, _, resident, config = prepared(backbone, home, BATCH)
+    _served.update(peers(network, resident.images[0], resident.rois[0], config, libraries(same_precision=False)))
 
 
-def _wrong() -> dict[str, str]:
-    return {name: peer.why for name, peer in _peers.items()}
+def _problems() -> dict[str, str]:
+    return {name: peer.problem for name, peer in _served.items()}
 
 
 def _run(name: str) -> None:
-    _peers[name].run()
+    _served[name].run()
 
 
 @benchmark({"200,000 of 8²": 200_000}, rounds=1, metric="peak_mb")
 def memory(samples: int, home: Path) -> Case:
-    """Peak memory of a process that scores all samples of a set, or 10⁴ of them, with a tiny network.
+    """Peak memory of a process that scores all samples of a set with a tiny network, or only 10⁴ of them.
 
         python -m benchmarks pool_pass/memory
 
-    839 MB and 831: 40 bytes a sample, the scores, and nothing that an image's size enters. Most is libraries, 90 MB
-    the index of the set. Of 10⁶ samples, whose index is larger, 1116 and 1011 MB, in four minutes:
+    The index of the set is in memory in both cases.
 
-        python -c "from benchmarks.pool_pass import *; [print(name, run()) for name, run in
-            memory(10**6, Path('NEW FOLDER')).contenders.items()]"
-
-    Why: of a pass stay the scores, 48 bytes a sample here, on disk and in memory, and the fingerprint of what was read;
-    images live for a batch.
+    Why it hardly grows with the number of samples: a pass keeps a few numbers per sample, on disk and in memory, and
+    the fingerprint of what was read. Images stay for one batch. Most of the memory is that of the libraries.
     """
-    alone(SYNTHETIC, home / "synthetic", samples)
+    folder = home / "synthetic"
+    number_printed_by(PACK, folder, samples)
 
-    def peak(count: int) -> Callable[[], float]:
-        return lambda: alone(PASS, home / "synthetic", count)
+    def check() -> None:
+        assert len(ShardSet(folder)) == samples
 
-    return Case({f"{count:,} samples": peak(count) for count in (samples, 10**4)}, samples, lambda: None)
-
-
-def alone(code: str, *words: object) -> float:
-    """The number that a process of its own prints."""
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    contenders = {f"{count:,} samples": partial(number_printed_by, SCORE, folder, count) for count in (samples, 10**4)}
+    return Case(contenders=contenders, samples=samples, check=check)
 
 
-SYNTHETIC = """
+PACK = """
     import sys
     import numpy as np
     from egal_shards import pack
@@ -190,17 +187,17 @@ SYNTHETIC = """
         pack(Source("synthetic", ("a", "b"), Records(), {}), sys.argv[1], size=8, progress=False)
     print(0)
 """
-PASS = """
-    import re, sys
-    from pathlib import Path
+SCORE = """
+    import sys
     import numpy as np
-    from egal_bench import model
     from egal_bench.config import Config
     from egal_bench.dataset import open_dataset
-    from egal_bench.pool_pass import score
-    dataset = open_dataset(sys.argv[1])
+    from egal_bench.models import network as networks
+    from egal_bench.scoring.pool_pass import score
+    dataset, count = open_dataset(sys.argv[1]), int(sys.argv[2])
     config = Config(backbone="small-cnn", precision="float32", device="cpu")
-    network = model.of_config(config, dataset, seed=0).eval()
-    score(network, dataset, np.arange(int(sys.argv[2])), config, "cpu", overlap=True, batch=256)
-    print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
+    network = networks.of_config(config, dataset, seed=0).eval()
+    scores = score(network, dataset, np.arange(count), config, "cpu", needs={"roi"}, batch=256)
+    assert len(scores.entropy) == count
+    print(peak())
 """

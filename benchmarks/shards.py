@@ -1,120 +1,115 @@
-"""Reading and packing shards, against stock webdataset, MosaicML Streaming, litdata, memcpy and Pillow.
+"""Reading, opening and packing shards, against stock webdataset, MosaicML Streaming, litdata, memcpy and Pillow.
 
-Every batch of every peer is compared with the images that were packed before anything is timed. Peers that are not
-installed are left out, with a message: `pip install mosaicml-streaming litdata`.
+Peers that are not installed are left out, with a message: `pip install mosaicml-streaming litdata`.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 import shutil
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import webdataset
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from benchmarks.registry import Absent, Case, benchmark
-from egal_bench.progress import console
+from benchmarks.processes import number_printed_by
+from benchmarks.real_images import real_folder
+from benchmarks.registry import Case, benchmark
+from benchmarks.shard_readers import (
+    SAMPLES,
+    SIZE,
+    Read,
+    images,
+    installed_readers,
+    memcpy_readers,
+    packed,
+    shard_reader,
+    webdataset_reader,
+)
 from egal_shards import ShardSet, pack, verify
-from egal_shards.layout import roi_shape
-from egal_shards.records import Raw, Record, Source
-from egal_shards.sources import phantom, siim
-
-SAMPLES, SIZE, BATCH = 10_000, 224, 64
-SIIM = Path(__file__).resolve().parents[2] / "shared" / "data" / "siim_covid19_256"
-Read = Callable[[np.ndarray], Iterator[Tensor]]  # positions → u8 [B,1,S,S]
+from egal_shards.sources import siim
 
 
 @benchmark({"10,000 of 224²": "npy"}, rounds=9)
 def sequential(image_format: str, home: Path) -> Case:
-    """An epoch of batches of 64 in order. `python -m benchmarks shards/sequential`
+    """An epoch of batches of 64 in the order of the shards.
 
-    0.71 of memcpy's rate on one core, 0.41 of its rate on both; litdata takes 1.94×, MosaicML Streaming 4.2×, stock
-    webdataset 30×, with 2 workers 20×. litdata took 1.92 to 2.15× in six runs.
+        python -m benchmarks shards/sequential
 
-    Why: the first epoch of a process has checked each sample against its SHA-256 and kept a 64-bit fingerprint. From
-    then on four of these batches are one call into compiled code, which holds no GIL: a preadv a sample, whose pixels
-    land in the batch's memory, and one pass for the fingerprint (1 µs) while they are in the cache. That memory is used
-    again, in the next epoch too, once nobody refers to it, since fresh pages cost as much as filling them.
-
-    The same in C, without Python, takes 4.7 µs on both cores, and memcpy of as many bytes 2.8: the kernel's copy out of
-    its page cache is a third slower. A mapping in its place would let a file that another process cuts end this one by
-    SIGBUS. The rest is Python, of three threads on two cores. litdata maps its chunks and compares nothing.
+    Why: the first epoch of a process checks each sample against its SHA-256 and keeps a 64-bit fingerprint. From then
+    on, several batches are one call into compiled code, which does not hold Python's interpreter lock: one preadv per
+    sample writes the pixels into the memory of the batch, and one pass computes the fingerprint while they are in the
+    cache. That memory is used again, in the next epoch too, once nobody refers to it, since fresh pages take as long as
+    filling them. What remains above memcpy is the kernel's copy out of its page cache, and Python in three threads on
+    two cores. A memory map would be faster, but if another process shortens the file, the map ends this process by
+    SIGBUS. litdata maps its chunks and compares nothing.
     """
-    order, mine = np.arange(SAMPLES), packed(image_format, home)
-    reads = {"egal_shards": ours(mine), **memcpy(), **installed(home)}
-    reads |= {f"webdataset, {n} workers": stock_webdataset(mine, "image.npy", n) for n in (0, 2)}
-    return reading(reads, order)
+    order, folder = np.arange(SAMPLES), packed(image_format, home)
+    readers = {"egal_shards": shard_reader(folder), **memcpy_readers(), **installed_readers(home)}
+    readers |= {f"webdataset, {n} workers": webdataset_reader(folder, "image.npy", n) for n in (0, 2)}
+    return reading(readers, order)
 
 
 @benchmark({"10,000 of 224²": "npy"}, rounds=9)
 def random(image_format: str, home: Path) -> Case:
-    """Likewise in random order. `python -m benchmarks shards/random`
+    """An epoch of batches of 64 in random order.
 
-    0.77 of memcpy's rate on one core, 0.62 of its rate on both; MosaicML Streaming takes 4.1×, litdata 33×.
+        python -m benchmarks shards/random
 
-    Why: as in order, where memcpy is faster and ours no faster. Shards stay open from batch to batch, and no read
-    depends on the one before.
+    Why it takes as long as in the order of the shards: shards stay open from batch to batch, and no read depends on the
+    one before. memcpy and litdata gain from the order.
     """
-    order, mine = np.random.default_rng(0).permutation(SAMPLES), packed(image_format, home)
-    return reading({"egal_shards": ours(mine), **memcpy(), **installed(home)}, order)
+    order, folder = np.random.default_rng(0).permutation(SAMPLES), packed(image_format, home)
+    return reading({"egal_shards": shard_reader(folder), **memcpy_readers(), **installed_readers(home)}, order)
 
 
 @benchmark({"10,000 of 224²": "png"}, rounds=3)
 def png(image_format: str, home: Path) -> Case:
-    """An epoch of stock webdataset over PNG members, of ours over npy. `python -m benchmarks shards/png`
+    """An epoch of stock webdataset over PNG members, against an epoch of ours over npy members.
 
-    webdataset takes 80×, with 2 workers 48×.
+        python -m benchmarks shards/png
 
-    Why: it inflates, and goes through tar members in Python.
+    Why: webdataset decompresses PNG, and goes through the members of the tar files in Python.
     """
-    theirs = packed(image_format, home)
-    reads = {f"webdataset PNG, {n} workers": stock_webdataset(theirs, "image.png", n) for n in (0, 2)}
-    return reading({"egal_shards": ours(packed("npy", home)), **reads}, np.arange(SAMPLES))
+    folder = packed(image_format, home)
+    readers = {f"webdataset PNG, {n} workers": webdataset_reader(folder, "image.png", n) for n in (0, 2)}
+    return reading({"egal_shards": shard_reader(packed("npy", home)), **readers}, np.arange(SAMPLES))
 
 
 @benchmark({"10,000 of 224²": "npy"}, rounds=3)
 def first_epoch(image_format: str, home: Path) -> Case:
-    """The first epoch of a process, in which each sample is checked. `python -m benchmarks shards/first-epoch`
+    """The first epoch of a process, in which each sample is checked, against memcpy.
 
-    138 µs a sample, 22 times memcpy's on one core.
+        python -m benchmarks shards/first-epoch
 
-    Why: SHA-256, of which 39 µs cannot be had for less on one core, ROI, json and tar header, in Python. The two
-    threads take turns at the GIL; one alone was a third faster.
+    Why: SHA-256 alone takes a good part of the time on one core. The rest is ROI, JSON and tar header, decoded in
+    Python, where two threads wait for each other at the interpreter lock.
     """
     folder, order = packed(image_format, home), np.arange(SAMPLES)
-    reads: dict[str, Read] = {"egal_shards": lambda positions: ours(folder)(positions), **memcpy()}
-    return reading(reads, order)
+    readers: dict[str, Read] = {"egal_shards": lambda positions: shard_reader(folder)(positions), **memcpy_readers()}
+    return reading(readers, order)
 
 
 @benchmark({"6334 JPEGs of 256² to 224²": SIZE}, rounds=5)
 def packing(size: int, home: Path) -> Case:
-    """JPEG files into a verified set, against Pillow alone in 2 threads. `python -m benchmarks shards/packing`
+    """JPEG files into a verified set, against Pillow alone in two threads.
 
-    435 µs a sample: 0.28 of the rate of decoding alone, 0.65 of decoding and resizing.
+        python -m benchmarks shards/packing
 
-    The decode-bound rate is that of decoding, which nothing can do without; any packer also has to resize, for which
-    Pillow's own function stands. A sample takes 500 µs of one core: Pillow decodes in 210, ours resizes to the same
-    pixels in 70 where Pillow takes 240, its digest takes 40, and the rest is ROI, json, headers and copies. Forked
-    processes share it, since threads took turns at the interpreter lock (777 µs); the parent adds 110 for a digest of
-    the shard and its writing. Two digests alone, which the format asks for, leave no more than 0.72 of the rate of
-    decoding. The set of a round is removed by the next: fresh pages for the page cache would take a fifth of the time.
+    The time of decoding is a bound, since nothing can do without it. Any packer also has to resize, for which Pillow's
+    own function stands.
+
+    Why: our resize gives the same pixels as Pillow's in a fraction of its time, which leaves room for digests, ROI,
+    JSON, headers and copies. Forked processes share the work, since threads would take turns at the interpreter lock;
+    the parent writes each shard and computes its digest. Each round removes the set of the round before, so that the
+    page cache uses its pages again: fresh ones take longer.
     """
-    if not SIIM.is_dir():
-        raise Absent("siim_covid19_256 is not beside this checkout (looked in ../shared/data)")
-    made = siim(SIIM, meta="labels.csv")
-    files = [record.load.path for record in made.records]  # type: ignore[attr-defined]
+    siim_folder = real_folder("siim_covid19_256")
+    source = siim(siim_folder, meta="labels.csv")
+    files = [siim_folder / record.file for record in source.records]
     folder = home / "packed"
 
     def decode(path: Path) -> None:
@@ -125,209 +120,108 @@ def packing(size: int, home: Path) -> Case:
         with Image.open(path) as image:
             image.resize((size, size), Image.Resampling.BILINEAR)
 
-    def all_by(work: Callable[[Path], None]) -> None:
+    def in_two_threads(work: Callable[[Path], None]) -> None:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda some: [work(file) for file in some], [files[i::16] for i in range(16)]))
+            list(pool.map(lambda part: [work(file) for file in part], [files[i::16] for i in range(16)]))
 
-    def pack_anew() -> None:
+    def pack_again() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        pack(made, folder, size=size, progress=False)
+        pack(source, folder, size=size, progress=False)
 
     def check() -> None:
-        pack_anew()
+        pack_again()
         assert verify(folder, progress=False).samples == len(files)
 
     contenders = {
-        "pack": pack_anew,
-        "Pillow decodes": partial(all_by, decode),
-        "Pillow decodes and resizes": partial(all_by, resize),
+        "pack": pack_again,
+        "Pillow decodes": partial(in_two_threads, decode),
+        "Pillow decodes and resizes": partial(in_two_threads, resize),
     }
-    return Case(contenders, len(files), check)
+    return Case(contenders=contenders, samples=len(files), check=check)
 
 
 @benchmark({"10⁶ samples": 1_000_000}, rounds=5)
 def opening(samples: int, home: Path) -> Case:
-    """Opening a set of 10⁶ samples. `python -m benchmarks shards/opening`
+    """The opening of a set of 10⁶ samples; it has no contender.
 
-    0.67 s.
+        python -m benchmarks shards/opening
 
-    Why: columns come from Parquet one by one, and all rules of the index are checked on whole arrays.
+    Why it is fast: columns are read from Parquet one by one, and all rules of the index are checked on whole arrays.
     """
-    folder = million(samples, home)
-    return Case({"egal_shards": lambda: ShardSet(folder)}, samples, lambda: check_opened(folder, samples))
+    folder = synthetic_set(samples, home)
+
+    def check() -> None:
+        assert len(ShardSet(folder)) == samples
+
+    return Case(contenders={"egal_shards": lambda: ShardSet(folder)}, samples=samples, check=check)
 
 
 @benchmark({"10⁶ samples": 1_000_000}, rounds=1, metric="peak_mb")
 def opening_memory(samples: int, home: Path) -> Case:
-    """Memory that it takes at its peak, beyond the imports'. `python -m benchmarks shards/opening-memory`
+    """The memory that opening takes at its peak, beyond that of the imports; it has no contender.
 
-    265 MB, of which 141 are the index.
+        python -m benchmarks shards/opening-memory
 
-    Why: a column is there twice only while it is read; offsets are checked in blocks of 65,536 rows, and keys for
-    repetitions by their last letter, since Arrow's table of all would take 150 MB.
+    Why it is little more than the index: only one column at a time is in memory twice, while it is read. Offsets are
+    checked in blocks of rows. Repeated keys are looked for among the keys with one last letter at a time, since a hash
+    table of all keys would take as much memory as the index.
     """
-    folder = million(samples, home)
-    return Case({"egal_shards": lambda: alone(OPEN, folder)["mb"]}, samples, lambda: check_opened(folder, samples))
+    folder = synthetic_set(samples, home)
+
+    def check() -> None:
+        assert len(ShardSet(folder)) == samples
+
+    contenders = {"egal_shards": lambda: number_printed_by(OPEN, folder)}
+    return Case(contenders=contenders, samples=samples, check=check)
 
 
 @benchmark({"30,000 of 224²": 3}, rounds=1, metric="peak_mb")
 def memory(epochs: int, home: Path) -> Case:
-    """Peak memory of processes that stream 30,000 and 640 samples. `python -m benchmarks shards/memory`
+    """Peak memory of a process that streams all samples, against one that streams only 640 of them.
 
-    784 MB and 763, of which 617 are imports (PyTorch 470). What is added: 8 bytes a sample of the set, and up to 100 MB
-    of batches under way or kept for the next, whatever the number of shards.
+        python -m benchmarks shards/memory
+
+    Why: most of it is imports, PyTorch above all. Beyond these, a set takes a few bytes per sample, and batches under
+    way or kept for the next ones take memory that does not grow with the number of samples or shards.
     """
     folder = packed("npy", home)
-    contenders = {
-        f"after {samples}": lambda samples=samples: alone(STREAM, folder, samples)["mb"]
-        for samples in (epochs * SAMPLES, 640)
-    }
-    return Case(contenders, epochs * SAMPLES, lambda: None)
-
-
-def reading(reads: dict[str, Read], order: np.ndarray) -> Case:
-    """The case of these readers, each going through `order` in batches."""
 
     def check() -> None:
-        for name, read in reads.items():
+        assert len(ShardSet(folder)) == SAMPLES
+
+    contenders = {
+        f"after {samples}": partial(number_printed_by, STREAM, folder, samples) for samples in (epochs * SAMPLES, 640)
+    }
+    return Case(contenders=contenders, samples=epochs * SAMPLES, check=check)
+
+
+def reading(readers: dict[str, Read], order: np.ndarray) -> Case:
+    """Return the case of these readers, each of which reads the samples at `order` in batches."""
+
+    def check() -> None:
+        for name, read in readers.items():
             if name.endswith("2 workers"):
-                continue  # their shards take turns
-            seen = 0
+                continue  # their shards take turns, so the order of their batches differs
+            start = 0
             for batch in read(order):
-                assert torch.equal(batch, images()[order[seen : seen + len(batch)]]), name
-                seen += len(batch)
-            assert seen == SAMPLES, name
+                assert torch.equal(batch, images()[order[start : start + len(batch)]]), name
+                start += len(batch)
+            assert start == SAMPLES, name
 
     def epoch(read: Read) -> None:
         for _ in read(order):
             pass
 
-    return Case({name: partial(epoch, read) for name, read in reads.items()}, SAMPLES, check)
+    contenders = {name: partial(epoch, read) for name, read in readers.items()}
+    return Case(contenders=contenders, samples=SAMPLES, check=check)
 
 
-@cache
-def raws() -> list[Raw]:
-    return [record.load() for record in phantom("chest", samples=200, size=SIZE).records]
-
-
-def raw(i: int) -> Raw:
-    """Chest phantoms, shifted."""
-    shift, which = divmod(i, len(raws()))
-    return Raw(np.roll(raws()[which].image, shift, 1), np.roll(raws()[which].mask, shift, 1))
-
-
-@cache
-def images() -> Tensor:
-    """u8 [N,1,S,S]: what every batch of every peer is compared with."""
-    return torch.from_numpy(np.stack([raw(i).image for i in range(SAMPLES)])[:, None])
-
-
-def packed(image_format: str, home: Path) -> Path:
-    """The folder of the set with images of a format, packed once."""
-    folder = home / image_format
-    if not folder.exists():
-        records = [Record(f"s{i:06d}", "ab"[i // 2 % 2], f"g{i // 4}", f"{i}", partial(raw, i)) for i in range(SAMPLES)]
-        pack(Source("bench", ("a", "b"), records, {}), folder, size=SIZE, image_format=image_format, progress=False)
-    return folder
-
-
-def ours(folder: Path) -> Read:
-    shards = ShardSet(folder)
-    return lambda order: (batch.images for batch in shards.batches(order, BATCH))
-
-
-def memcpy() -> dict[str, Read]:
-    """Images and ROI words, which a batch of ours has, from memory to where the last ones were."""
-    sources = images(), torch.zeros((SAMPLES, *roi_shape(SIZE)), dtype=torch.int32) + 1
-    cores = {"one core": 1, "all cores": torch.get_num_threads()}
-    return {f"memcpy, {name}": partial(copied, sources, threads) for name, threads in cores.items()}
-
-
-def copied(sources: tuple[Tensor, ...], threads: int, order: np.ndarray) -> Iterator[Tensor]:
-    batches = [source[:BATCH].clone() for source in sources]
-    before, in_order = torch.get_num_threads(), order[1] == 1
-    torch.set_num_threads(threads)
-    for start in range(0, len(order), BATCH):
-        some = torch.from_numpy(order[start : start + BATCH])
-        for source, batch in zip(sources, batches, strict=True):
-            if in_order:
-                batch[: len(some)].copy_(source[start : start + BATCH])
-            else:
-                torch.index_select(source, 0, some, out=batch[: len(some)])
-        yield batches[0][: len(some)]
-    torch.set_num_threads(before)
-
-
-def stock_webdataset(folder: Path, member: str, workers: int) -> Read:
-    """In the order of the shards only: that is all it does."""
-    tars = sorted(map(str, folder.glob("*.tar")))
-    data = webdataset.WebDataset(tars, shardshuffle=False, workersplitter=webdataset.split_by_worker)
-    data = data.decode("l8").to_tuple(member).map(lambda one: one[0].reshape(1, SIZE, SIZE))
-    return lambda _: iter(DataLoader(data, BATCH, num_workers=workers))
-
-
-def installed(home: Path) -> dict[str, Read]:
-    """The peers that are there, with their sets written once."""
-    found: dict[str, Read] = {}
-    for name, package, make in (("MosaicML Streaming", "streaming", mosaicml), ("litdata", "litdata", litdata)):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            console.print(f"{name} is not installed and left out")
-        else:
-            found[name] = make(home / package)
-    return found
-
-
-def mosaicml(folder: Path) -> Read:
-    import streaming
-
-    if not folder.exists():
-        columns = {"image": f"ndarray:uint8:1,{SIZE},{SIZE}", "label": "int"}
-        with streaming.MDSWriter(out=str(folder), columns=columns, size_limit=64_000_000) as out:
-            for image in images().numpy():
-                out.write({"image": image, "label": 0})
-    data = streaming.StreamingDataset(local=str(folder), shuffle=False, batch_size=BATCH)
-    return partial(by_position, lambda i: data[i]["image"])
-
-
-def litdata(folder: Path) -> Read:
-    import litdata
-    from litdata.streaming import Cache
-
-    if not folder.exists():
-        out = Cache(str(folder), chunk_bytes=64_000_000)
-        for i, image in enumerate(images()):
-            out[i] = {"image": image, "label": 0}
-        out.done()
-        out.merge()
-    data = litdata.StreamingDataset(str(folder))
-    return partial(by_position, lambda i: data[i]["image"])
-
-
-def by_position(load: Callable[[int], np.ndarray], order: np.ndarray) -> Iterator[Tensor]:
-    """Batches of single reads, in this process: faster than any DataLoader around them."""
-    for start in range(0, len(order), BATCH):
-        batch = [load(int(i)) for i in order[start : start + BATCH]]
-        yield torch.stack(batch) if isinstance(batch[0], Tensor) else torch.from_numpy(np.stack(batch))
-
-
-def alone(code: str, *words: object) -> dict[str, float]:
-    """The JSON that a process of its own prints."""
-    command = [sys.executable, "-c", PEAK + textwrap.dedent(code), *map(str, words)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def million(samples: int, home: Path) -> Path:
-    """A synthetic set, written once: a real index and manifest, and shards that are holes."""
+def synthetic_set(samples: int, home: Path) -> Path:
+    """Return the folder of a set with a real index and manifest, whose shard files are sparse; written once."""
     folder = home / f"synthetic-{samples}"
     if not folder.exists():
-        alone(SYNTHETIC, folder, samples)
+        number_printed_by(SYNTHETIC, folder, samples)
     return folder
-
-
-def check_opened(folder: Path, samples: int) -> None:
-    assert len(ShardSet(folder)) == samples
 
 
 SYNTHETIC = """
@@ -337,10 +231,10 @@ SYNTHETIC = """
     folder, n, per = pathlib.Path(sys.argv[1]), int(sys.argv[2]), 1200
     folder.mkdir()
     size, number = 128 + 224 * 224, np.arange(n)
-    one = 512 + layout.padded(size) + 1024
-    begin = number % per * one
+    span = 512 + layout.padded(size) + 1024
+    begin = number % per * span
     zero = np.zeros(n, int)
-    offsets = np.stack([begin + 512, zero + size, zero, zero, begin + one - 512, zero + 300], 1)
+    offsets = np.stack([begin + 512, zero + size, zero, zero, begin + span - 512, zero + 300], 1)
     digests = np.random.default_rng(0).bytes(32 * n)
     columns = {
         "key": [f"patient_{i // 4:06d}_slice_{i % 4}" for i in range(n)], "shard": number // per,
@@ -355,35 +249,30 @@ SYNTHETIC = """
         samples = min(per, n - k * per)
         name = manifest.shard_name(k)
         with (folder / name).open("wb") as file:
-            file.truncate(samples * one + 1024)
-        shards.append({"file": name, "bytes": samples * one + 1024, "samples": samples, "sha256": "0" * 63 + "1"})
+            file.truncate(samples * span + 1024)
+        shards.append({"file": name, "bytes": samples * span + 1024, "samples": samples, "sha256": "0" * 63 + "1"})
     fields = dict(name="million", classes=["a", "b"], resize="letterbox", made={}, shards=shards)
     fields["counts"] = {"samples": n, "splits": {"pool": n, "test": 0}, "classes": {"a": n // 2, "b": n // 2}}
     fields["image"] = {"size": 224, "channels": 1, "dtype": "uint8", "format": "npy"}
     fields["index"] = {"file": "index.parquet", "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     (folder / "manifest.json").write_bytes(manifest.manifest_bytes(fields))
-    print("{}")
-"""
-PEAK = """
-import re
-from pathlib import Path
-def peak():  # getrusage would count the parent of a forked process
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    print(0)
 """
 OPEN = """
-    import json, sys
+    import sys
     from egal_shards import ShardSet
     import pyarrow.parquet, pyarrow.compute
     before = peak()
     shards = ShardSet(sys.argv[1])
-    print(json.dumps({"mb": peak() - before}))
+    print(peak() - before)
 """
 STREAM = """
-    import json, sys
+    import sys
     from egal_shards import ShardSet
     shards, left = ShardSet(sys.argv[1]), int(sys.argv[2])
     while left > 0:
-        for batch in shards.batches(range(min(left, len(shards))), 64): pass
+        for batch in shards.batches(range(min(left, len(shards))), 64):
+            pass
         left -= len(shards)
-    print(json.dumps({"mb": peak()}))
+    print(peak())
 """

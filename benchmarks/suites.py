@@ -1,4 +1,4 @@
-"""Every suite, imported for what it declares."""
+"""All suites of benchmarks; importing this module registers what they declare."""
 
 from benchmarks import comparison, kernels, pool_pass, shards, training_step
 from benchmarks.registry import BENCHMARKS

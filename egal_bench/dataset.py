@@ -1,4 +1,4 @@
-"""A shard set as the comparison sees it: pool and test, in the order of their keys."""
+"""A shard set as a comparison sees it: pool and test set, in the order of their keys."""
 
 from __future__ import annotations
 
@@ -18,28 +18,35 @@ from egal_shards.urls import set_name, shown
 if TYPE_CHECKING:
     from egal_bench.config import Config
 
-PHANTOM_SIZE = 48  # pixels a side, unless --size says otherwise
+PHANTOM_SIZE = 48  # pixels per side, unless --size says otherwise
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Positions in the shard set, sorted by key, so that no order of files decides a tie.
+    """A shard set and the positions of its pool and test samples. Arrays [N] go by position in the shard set.
 
     Attributes:
-        shards: the images. keys: str [N], labels: int64 [N], has_roi: bool [N], by position in the shard set.
-        pool, test: int64, positions of the two splits, each sorted by key.
+        name: the name of the shard set.
+        shards: the images.
+        keys: str [N].
+        labels: int64 [N].
+        groups: str [N], the group (patient) of each sample.
+        has_roi: bool [N].
+        pool: int64, positions of the pool, sorted by key.
+        test: int64, positions of the test set, sorted by key.
     """
 
     name: str
     shards: ShardSet
     keys: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray
     has_roi: np.ndarray
     pool: np.ndarray
     test: np.ndarray
 
     def named(self, position: int) -> str:
-        """Of the sample at `position`, for messages: its shard, the file that it was packed from, and its key."""
+        """Return the name of the sample at `position` for messages: its shard, its source file and its key."""
         shards, rows = self.shards, self.shards.rows
         shard, (start, end) = int(rows.shard[position]), rows.span(position)
         with shards.open_shard(shard) as file:
@@ -50,12 +57,12 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes, K."""
+        """Return the number of classes, K."""
         return len(self.shards.classes)
 
 
 def open_dataset(path: str | Path) -> Dataset:
-    """The Dataset of the shard set at `path`, a folder or URL.
+    """Return the Dataset of the shard set at `path`, a folder or URL.
 
     Raises:
         ShardError: the set is damaged.
@@ -81,6 +88,7 @@ def open_dataset(path: str | Path) -> Dataset:
         shards=shards,
         keys=keys,
         labels=labels,
+        groups=group,
         has_roi=shards.rows.roi_area > 0,
         pool=order[split[order] == "pool"],
         test=order[split[order] == "test"],
@@ -88,7 +96,7 @@ def open_dataset(path: str | Path) -> Dataset:
 
 
 def phantom_set(config: Config, out: Path) -> str:
-    """Path of the phantom's shard set below `out`, packed unless it is there with the same dials."""
+    """Return the path of the phantom's shard set below `out`; pack it unless it is there with the same dials."""
     size = config.size or PHANTOM_SIZE
     source = phantom(
         config.phantom, samples=config.phantom_samples, size=size, shortcut=config.shortcut,

@@ -1,26 +1,54 @@
-"""The one error this package raises for what a person can mend, and the words it is made of."""
+"""The errors that state a user's mistake, and the words that their messages share."""
 
-import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class BenchError(ValueError):
-    """Something a person can mend: the message says, on one line, what, where and how."""
-
-
-def unknown(kind: str, name: str, choices: Iterable[str]) -> BenchError:
-    """A BenchError for a `name` that is none of `choices`, with the nearest of them."""
-    choices = list(choices)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    listed = ", ".join(choices) if len(choices) <= 20 else f"{', '.join(choices[:5])} and {len(choices) - 5} more"
-    return BenchError(f"unknown {kind} {name!r}: {hint}Known: {listed}")
-
-
-def brief(error: BaseException) -> str:
-    """The first line of what `error` says, or its type where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """A mistake that the user can fix: the message says, on one line, what is wrong, where, and how to fix it."""
 
 
 class Interrupted(BenchError):
-    """Ctrl-C, with what is finished and how to resume."""
+    """Ctrl-C: the message says what is finished and how to resume."""
+
+
+class UserCodeError(BenchError):
+    """An exception raised inside a user's own strategy or network: the message names it, its file and line."""
+
+    @classmethod
+    def of(cls, what: str, error: BaseException, source: str = "") -> "UserCodeError":
+        """Return the error for `what`, with the place where it was raised.
+
+        Args:
+            what: such as "strategy 'mine:Mine'".
+            error: the exception; a SyntaxError names its place itself.
+            source: the user's file; the place is its innermost frame, or the innermost of all if it has none.
+        """
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in frames if frame.filename == source] or frames
+        located = bool(frames) and not isinstance(error, SyntaxError)
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if located else ""
+        return cls(f"{what} raised {type(error).__name__}: {brief(error)}{place}; --debug shows the traceback")
+
+
+class Defect(RuntimeError):
+    """An exception of another process that states no user's mistake; its cause is the traceback there."""
+
+
+class RemoteTraceback(Exception):
+    """The text of a traceback in another process."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> BenchError:
+    """Return the BenchError for a `name` that is none of `choices`, with the nearest of them as a hint."""
+    from egal_shards.errors import did_you_mean
+
+    names = list(choices)
+    listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:5])} and {len(names) - 5} more"
+    return BenchError(f"unknown {kind} {name!r}: {did_you_mean(name, names)}Known: {listed}")
+
+
+def brief(error: BaseException) -> str:
+    """Return the first line of the message of `error`, or the name of its type where it has no message."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

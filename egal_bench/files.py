@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, of the same ending, that takes its place once it has been written."""
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, with the same suffix, that takes the place of `path` when the block ends.
+
+    If the block raises, the temporary file is removed and `path` stays as it was.
+    """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary

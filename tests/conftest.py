@@ -1,11 +1,15 @@
 """Fixtures that every package's tests share."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("fuzz", deadline=None, max_examples=20_000)  # of `make fuzz`
+settings.register_profile("untimed", deadline=None)  # another process may take the processor for seconds
+settings.load_profile("untimed")
+settings.register_profile("fuzz", max_examples=20_000)  # of `make fuzz`
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,3 +24,9 @@ def real_data():
         return DATA / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def child_environment() -> dict[str, str]:
+    """Environment variables with which a child process can import the helpers of the tests."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}

@@ -1,6 +1,10 @@
-"""Kernels: feature maps and ROIs in; logits, entropy, CAM-ROI overlap and its gradients out.
+"""Kernels: feature maps and ROIs in; logits, entropy, overlap of CAM and ROI, and its gradients out.
 
-The names below are imported on first use: `egal_kernels.conventions` can be read without loading torch.
+Each name is imported on first use, so that `egal_kernels.conventions` and `egal_kernels.ArgumentError` can be used
+without loading PyTorch.
+
+Imports inside the package go one way: `errors`, `conventions` and `methods` import nothing of the package; `shared`
+imports only those; the ops `acquisition`, `loss` and `explanation` import those and `shared`, and never each other.
 """
 
 from importlib import import_module
@@ -8,24 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from egal_kernels.acquisition import Acquisition, acquire
+    from egal_kernels.errors import ArgumentError
     from egal_kernels.explanation import Explanation, explain, linear_head
     from egal_kernels.loss import cam_loss
-    from egal_kernels.roi import PackedRoi, pack_boxes, pack_roi
+    from egal_kernels.shared.roi import PackedRoi, pack_boxes, pack_roi
 
-_HOMES = {
+_MODULES = {
     "Acquisition": "acquisition",
+    "ArgumentError": "errors",
     "Explanation": "explanation",
-    "PackedRoi": "roi",
+    "PackedRoi": "shared.roi",
     "acquire": "acquisition",
     "cam_loss": "loss",
     "explain": "explanation",
     "linear_head": "explanation",
-    "pack_boxes": "roi",
-    "pack_roi": "roi",
+    "pack_boxes": "shared.roi",
+    "pack_roi": "shared.roi",
 }
 
 __all__ = [
     "Acquisition",
+    "ArgumentError",
     "Explanation",
     "PackedRoi",
     "acquire",
@@ -38,6 +45,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

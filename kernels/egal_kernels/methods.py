@@ -1,4 +1,7 @@
-"""The names of the explanation methods, and the map each makes of the features A and the gradient g of a logit."""
+"""The names of the explanation methods, each with its map of the features A and the gradient g of the explained logit.
+
+Needs no PyTorch.
+"""
 
 METHODS = {
     "grad-cam": "Σ_c mean(g_c)·A_c (Selvaraju et al. 2017, eq. 1 and 2)",

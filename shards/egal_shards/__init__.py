@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from egal_shards.split import Split
     from egal_shards.verifying import Report, verify
 
-_HOMES = {  # imported on first use, so that `import egal_shards` costs nothing
+_MODULES = {  # imported on first use, so that `import egal_shards` costs nothing
     "Batch": "reader",
     "Manifest": "manifest",
     "Raw": "records",
@@ -51,6 +51,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The bytes of one sample, checked and decoded."""
+"""The bytes of one sample: checked against the index and the manifest, and decoded."""
 
 import hashlib
 import tarfile
@@ -15,14 +15,17 @@ from egal_shards.manifest import Manifest
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """One sample's arrays."""
+    """The arrays of one sample."""
 
-    image: np.ndarray  # u8 or u16 [C,H,W]
-    words: np.ndarray  # '<u4' [W,ceil(H/32)]; all 0 where there is no ROI
+    image: np.ndarray  # uint8 or uint16 [C,H,W]
+    words: np.ndarray  # '<u4' [W,ceil(H/32)]; all 0 without an ROI
 
 
 def decode_span(span: bytes, i: int, index: Index, manifest: Manifest) -> Decoded:
-    """Row i of the index, from the bytes of `index.span(i)`, checked as `decode_sample` does, and for its name."""
+    """Return row i of the index, decoded from the bytes of `index.span(i)`.
+
+    Checks what `decode_sample` checks, and the tar header of the image. Raises ShardError like it.
+    """
     sample = decode_sample(index.payloads(i, span), i, index, manifest)
     key = index.text("key", i)
     [name, *_] = layout.members(key, manifest.image.format, False)
@@ -32,10 +35,16 @@ def decode_span(span: bytes, i: int, index: Index, manifest: Manifest) -> Decode
 
 
 def decode_sample(payloads: tuple[bytes, bytes, bytes], i: int, index: Index, manifest: Manifest) -> Decoded:
-    """Row i of the index, from its image, roi (empty where there is none) and json.
+    """Return row i of the index, decoded from its image, roi and json.
 
-    ShardError names shard and sample where the bytes do not match their digest, are not what the manifest declares, or
-    contradict the index.
+    Raises ShardError, with the names of shard and sample, where the bytes do not match their digest, are not what the
+    manifest declares, or contradict the index.
+
+    Args:
+        payloads: Bytes of image, roi (empty where the sample has no ROI) and json.
+        i: Row of the index.
+        index: Index of the set.
+        manifest: Manifest of the set.
     """
     where = f"{manifest.shards[index.shard[i]].file}: sample {index.text('key', i)}"
     digest = hashlib.sha256()
@@ -55,26 +64,27 @@ def _check_roi(words: np.ndarray, size: int, area: int, where: str) -> None:
     if size % 32 and (words[:, -1] >> np.uint32(size % 32)).any():
         raise ShardError(f"{where}: its ROI has padding bits set; pack the set again")
     if (pixels := np.bitwise_count(words).sum()) != area:
-        raise ShardError(f"{where}: its ROI has {pixels} pixels, the index says {area}; pack again")
+        raise ShardError(f"{where}: its ROI has {pixels} pixels, the index says {area}; pack the set again")
 
 
 def _check_json(text: bytes, i: int, index: Index, manifest: Manifest, where: str) -> None:
+    """Raise ShardError unless the json of row i follows the format and agrees with the index."""
     try:
-        about = layout.SampleJson.model_validate_json(text)
+        contents = layout.SampleJson.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ShardError(
-            f"{where}: its json is not that of the format ({first['loc']}: {first['msg']}); pack again"
+            f"{where}: its json does not follow the format ({first['loc']}: {first['msg']}); pack the set again"
         ) from None
     label = int(index.label[i])
     expected = (label, manifest.classes[label], index.text("group", i), index.text("split", i))
-    if (about.label, about.class_, about.group, about.split) != expected:
+    if (contents.label, contents.class_, contents.group, contents.split) != expected:
         raise ShardError(f"{where}: label, class, group or split in its json differ from the index; pack the set again")
 
 
 def check_header(block: bytes, name: str, size: int, where: str) -> None:
-    """ShardError unless this is the tar header of the regular file `name` of `size` bytes."""
-    if block == layout.member_header(name, size):  # as we write it
+    """Raise ShardError unless the block is the tar header of a regular file `name` of `size` bytes."""
+    if block == layout.member_header(name, size):  # as `pack` writes it, which is the usual case and quick to tell
         return
     try:
         member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")

@@ -1,4 +1,7 @@
-"""Bytes from a URL: one attempt, from an offset on. http and https by the standard library, all else by fsspec."""
+"""One attempt to read bytes from a URL, from an offset on.
+
+The standard library reads http and https, fsspec reads everything else.
+"""
 
 import base64
 import http.client
@@ -14,27 +17,27 @@ from urllib.request import Request, urlopen
 from egal_shards.errors import ShardError
 from egal_shards.urls import redacted, shown, split_url
 
-TIMEOUT = 30.0  # seconds without a byte (http, https); fsspec's backends have their own
+TIMEOUT = 30.0  # seconds without a byte, for http and https; the backends of fsspec have their own limits
 
-_CHUNK = 1 << 20  # bytes handed on at a time
-_SLOWEST = 1 << 18  # bytes in each TIMEOUT (http, https)
-_BLOCK = 16 << 20  # bytes in one request to fsspec
-_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_CHUNK = 1 << 20  # bytes yielded at a time
+_SLOWEST = 1 << 18  # bytes that must arrive in each TIMEOUT, for http and https
+_BLOCK = 16 << 20  # bytes in each request to fsspec
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _SAFE = "/%:@!$&'()*+,;=~?"  # characters of a URL that are not quoted
 
 
-class Passing(Exception):
-    """A fault that may be gone at the next attempt."""
+class Transient(Exception):
+    """A fault that the next attempt may not meet."""
 
 
 class Changed(Exception):
-    """What the server has does not fit what has been read of it, or what the manifest says."""
+    """A file on the server that does not fit the bytes read before, or the manifest."""
 
 
 def chunks(url: str, start: int, stop: int) -> Iterator[bytes]:
-    """The bytes [start, stop) of the file at a URL, or up to its end if that comes first.
+    """Yield the bytes [start, stop) of the file at a URL, or fewer where the file ends before.
 
-    Passing or Changed, or ShardError where another attempt is of no use; none of them shows what `shown` hides.
+    Raises Transient or Changed, or ShardError where another attempt is useless. Their messages hide what `shown` hides.
     """
     return (_http if split_url(url).scheme in ("http", "https") else _fsspec)(url, start, stop)
 
@@ -42,11 +45,11 @@ def chunks(url: str, start: int, stop: int) -> Iterator[bytes]:
 def _http(url: str, start: int, stop: int) -> Iterator[bytes]:
     try:
         with urlopen(_request(url, start), timeout=TIMEOUT) as response:
-            at = 0  # where a server without ranges starts
+            at = 0  # a server without ranges sends the file from its beginning
             if response.status == 206:
                 at = start
                 if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                    raise Changed("the server answered with another range than was asked for")
+                    raise Changed("the server sent another range than the requested one")
             due, deadline = at + _SLOWEST, time.monotonic() + TIMEOUT
             while at < stop and (data := response.read1(min(_CHUNK, stop - at))):
                 at += len(data)
@@ -55,19 +58,24 @@ def _http(url: str, start: int, stop: int) -> Iterator[bytes]:
                 if at >= due:
                     due, deadline = at + _SLOWEST, time.monotonic() + TIMEOUT
                 elif time.monotonic() > deadline:
-                    raise Passing(f"less than {_SLOWEST >> 10} KiB arrived in {TIMEOUT:g} s")
+                    raise Transient(f"less than {_SLOWEST >> 10} KiB arrived in {TIMEOUT:g} s")
     except HTTPError as error:
         raise _refusal(error, url) from None
     except http.client.InvalidURL:
-        raise ShardError(f"{shown(url)}: is not a URL; check its host and port") from None
+        raise ShardError(f"{shown(url)}: is not a valid URL; check its host and port") from None
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
-            raise ShardError(f"{shown(url)}: {_reason(error)}; check the URL, or trust by SSL_CERT_FILE") from None
-        raise Passing(_reason(error)) from None
+            raise ShardError(
+                f"{shown(url)}: {_reason(error)}; check the URL, or name its certificate by SSL_CERT_FILE"
+            ) from None
+        raise Transient(_reason(error)) from None
 
 
 def _request(url: str, start: int) -> Request:
-    """User and password go into a header, which is not sent on to where a server may redirect."""
+    """Return the request for the bytes from `start` on.
+
+    User and password go into a header that is not sent on to another server after a redirect.
+    """
     parts = split_url(url)
     login, _, host = parts.netloc.rpartition("@")
     request = Request(urlunsplit((parts.scheme, host, quote(parts.path, _SAFE), quote(parts.query, _SAFE), "")))
@@ -80,12 +88,13 @@ def _request(url: str, start: int) -> Request:
 
 
 def _refusal(error: HTTPError, url: str) -> Exception:
+    """Return the error to raise for an HTTP status."""
     if error.code == 416:
         return Changed("the file on the server is shorter than what was read of it")
     reason = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-    if error.code in _PASSING_STATUS:
-        return Passing(reason)
-    hint = "give credentials that may read it" if error.code in (401, 403) else "check the URL"
+    if error.code in _TRANSIENT_STATUS:
+        return Transient(reason)
+    hint = "give credentials that can read it" if error.code in (401, 403) else "check the URL"
     return ShardError(f"{shown(url)}: {reason}; {hint}")
 
 
@@ -97,13 +106,13 @@ def _fsspec(url: str, start: int, stop: int) -> Iterator[bytes]:
     except ImportError as error:
         raise ShardError(
             f"{shown(url)}: needs a package that is not installed ({error}); pip install 'egal-bench[remote]', "
-            "and for stores other than S3 the package that is named here"
+            "and for stores other than S3 the package in parentheses"
         ) from None
     except ValueError as error:
         raise ShardError(f"{shown(url)}: cannot be opened ({_reason(error)}); check the URL") from None
     at = start
     while at < stop:
-        end = stop if stop - at <= _BLOCK + 1 else at + _BLOCK  # never a request for what is just beyond the end
+        end = stop if stop - at <= _BLOCK + 1 else at + _BLOCK  # so that no request begins at the end of the file
         data = _fsspec_range(files, path, at, end, url)
         yield data[: end - at]
         at += len(data)
@@ -115,23 +124,23 @@ def _fsspec_range(files: Any, path: str, start: int, end: int, url: str) -> byte
     try:
         return files.cat_file(path, start=start, end=end)
     except FileNotFoundError:
-        raise ShardError(f"{shown(url)}: is not there; check the URL") from None
+        raise ShardError(f"{shown(url)}: does not exist; check the URL") from None
     except PermissionError as error:
-        raise ShardError(f"{shown(url)}: {_reason(error)}; give credentials that may read it") from None
-    except _of_backends() as error:
-        if type(error).__name__ == "NoCredentialsError":  # botocore's
-            raise ShardError(f"{shown(url)}: {_reason(error)}; give them as for the AWS command line") from None
-        raise Passing(_reason(error)) from None
+        raise ShardError(f"{shown(url)}: {_reason(error)}; give credentials that can read it") from None
+    except _backend_errors() as error:
+        if type(error).__name__ == "NoCredentialsError":  # of botocore
+            raise ShardError(f"{shown(url)}: {_reason(error)}; set them as for the AWS command line") from None
+        raise Transient(_reason(error)) from None
 
 
-def _of_backends() -> tuple[type[Exception], ...]:
-    """What the libraries behind fsspec raise, of those that it has loaded; most is an OSError by then."""
+def _backend_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the libraries behind fsspec that are loaded. fsspec turns most others into OSError."""
     known = [("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"), ("gcsfs.retry", "HttpError")]
     return (OSError, *(getattr(sys.modules[module], name) for module, name in known if module in sys.modules))
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, on one line and without secrets."""
+    """Return the text of an error on one line and without secrets."""
     if isinstance(error, URLError) and isinstance(error.reason, BaseException):
         error = error.reason
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

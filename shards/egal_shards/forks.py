@@ -1,4 +1,7 @@
-"""Work spread over forked processes, whose results come back in order: what Python does in threads takes turns."""
+"""Work spread over forked processes, with results in the order of the items.
+
+Python code in threads takes turns at the interpreter lock; forked processes run at the same time.
+"""
 
 import fcntl
 import gc
@@ -18,33 +21,42 @@ from egal_shards.errors import ShardError
 A = TypeVar("A")
 B = TypeVar("B")
 
-_GIVEN = 2  # items given to a worker at a time, so that it need not wait for the next
-_AHEAD = 3  # items a worker that may be given before the oldest is there
-_PIPE = 1 << 20  # bytes of results that wait for the parent without holding up their worker
+_QUEUED = 2  # items that a worker has at a time, so that it need not wait for its next one
+_AHEAD = 3  # items per worker that may be sent out before the oldest result arrives
+_PIPE = 1 << 20  # bytes of results that a worker can write before it has to wait for the parent
 
 
 def can_fork() -> bool:
-    """Elsewhere forks are unsafe (macOS), unknown (Windows), or not allowed to a process (a daemon)."""
+    """Return whether this process may fork workers.
+
+    Forks are unsafe on macOS, unknown to Windows, and not allowed to a daemonic process.
+    """
     return sys.platform == "linux" and not current_process().daemon
 
 
 def forked_map(work: Callable[[A], B], items: Sequence[A], workers: int) -> Generator[B, None, None]:
-    """work(item) for each item, in the order of the items; work and items get to the workers by fork, unpickled.
+    """Yield work(item) for each item, in the order of the items.
 
-    An error of `work` is raised when its turn comes. ShardError where a worker is killed. A consumer that leaves, or
-    dies, ends the workers.
+    Workers inherit `work` and `items` by the fork, so neither is pickled; results are. An error of `work` is raised in
+    the place of its result. The workers end when the consumer closes the generator or dies. Raises ShardError where a
+    worker is killed.
+
+    Args:
+        work: Called in a worker for each item.
+        items: Items to work on.
+        workers: Number of processes.
     """
     context = get_context("fork")
     orders = [context.Pipe(duplex=False) for _ in range(workers)]
     results = [context.Pipe(duplex=False) for _ in range(workers)]
     processes = []
     for i in range(workers):
-        theirs = orders[i][0], results[i][1]
-        foreign = [end for pipe in (*orders, *results) for end in pipe if end not in theirs]
-        # A daemon: an interpreter that ends without closing this generator would else wait for it for ever
-        processes.append(context.Process(target=_serve, args=(work, items, *theirs, foreign), daemon=True))
+        own_ends = orders[i][0], results[i][1]
+        other_ends = [end for pipe in (*orders, *results) for end in pipe if end not in own_ends]
+        # Python waits at its exit for every child that is not a daemon, also where this generator was never closed
+        processes.append(context.Process(target=_serve, args=(work, items, *own_ends, other_ends), daemon=True))
     try:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a worker is to ignore from the start
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers ignore it from their start on
         try:
             for process in processes:
                 process.start()
@@ -53,7 +65,7 @@ def forked_map(work: Callable[[A], B], items: Sequence[A], workers: int) -> Gene
         for order, result in zip(orders, results, strict=True):
             order[0].close()
             result[1].close()
-            with suppress(OSError):  # beyond what a user may have
+            with suppress(OSError):  # the system allows this user no larger pipe
                 fcntl.fcntl(result[0], fcntl.F_SETPIPE_SZ, _PIPE)
         yield from _in_order(len(items), [order[1] for order in orders], [result[0] for result in results])
     finally:
@@ -67,13 +79,14 @@ def forked_map(work: Callable[[A], B], items: Sequence[A], workers: int) -> Gene
 
 
 def _in_order(count: int, orders: list[Connection], results: list[Connection]) -> Generator[Any, None, None]:
+    """Send the numbers of the items to the workers, the least busy first, and yield the results by number."""
     done: dict[int, tuple[Any, Exception | None]] = {}
     under_way, begun = [0] * len(orders), 0
     for number in range(count):
         while number not in done:
             for i in sorted(range(len(orders)), key=under_way.__getitem__):
-                while under_way[i] < _GIVEN and begun < min(count, number + _AHEAD * len(orders)):
-                    with suppress(BrokenPipeError):  # of a worker that was killed: `_received` says so
+                while under_way[i] < _QUEUED and begun < min(count, number + _AHEAD * len(orders)):
+                    with suppress(BrokenPipeError):  # the worker was killed: `_received` will raise
                         orders[i].send(begun)
                     begun, under_way[i] = begun + 1, under_way[i] + 1
             ready = wait([results[i] for i in range(len(results)) if under_way[i]])
@@ -89,20 +102,21 @@ def _in_order(count: int, orders: list[Connection], results: list[Connection]) -
 
 
 def _received(result: Connection) -> tuple[int, Any, Exception | None]:
+    """Return (number of the item, value, error) from a worker."""
     try:
         return result.recv()
     except (EOFError, ConnectionError):
-        raise ShardError("a process that read images was killed; was memory short? run it again") from None
+        raise ShardError("a process that read images was killed; free some memory, then run it again") from None
 
 
 def _serve(
-    work: Callable[[A], B], items: Sequence[A], orders: Connection, results: Connection, foreign: list[Connection]
+    work: Callable[[A], B], items: Sequence[A], orders: Connection, results: Connection, other_ends: list[Connection]
 ) -> None:
-    """What a worker does, until its parent closes the pipes or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent ends this one
-    gc.freeze()  # else collections would look through all that the parent has, and by that copy its pages
-    for end in foreign:
-        end.close()  # else a pipe would outlive the process at its other end
+    """Work as a worker until the parent closes the pipes or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
+    gc.freeze()  # else the collector would visit all objects of the parent, and so copy their pages
+    for end in other_ends:
+        end.close()  # else a pipe would stay open after the process at its other end has died
     with suppress(EOFError, BrokenPipeError):
         while True:
             number = orders.recv()
@@ -115,9 +129,12 @@ def _serve(
 
 
 def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note, since pickling leaves that out; another where it has no pickle."""
+    """Return the error with its traceback as a note, since a pickle leaves the traceback out.
+
+    An error that cannot be pickled becomes a RuntimeError with its text.
+    """
     try:
-        portable = copy(error)  # made anew of its arguments, as on arrival
+        portable = copy(error)  # made from its arguments, as unpickling will do
         pickle.dumps(portable)
     except Exception:
         portable = RuntimeError(f"{type(error).__name__}: {error}")

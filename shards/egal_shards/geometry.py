@@ -1,4 +1,4 @@
-"""Image and ROI to the packed size, together: every function here shares one placement."""
+"""Image and ROI at the packed size. Every function here shares one placement, so that both stay aligned."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from egal_shards.resampling import resample
 Resize = Literal["letterbox", "squash"]
 
 _SLACK = 1e-3  # pixels by which a box may leave its image: rounding in the annotation, clipped
-_ROWS = 256  # mask rows integrated at a time, to bound memory
+_ROWS = 256  # rows of a mask that are integrated at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A width × height image lies at [top : top+rows, left : left+columns] of a size × size canvas."""
+    """Where a width × height image lies: at [top : top+rows, left : left+columns] of a size × size canvas."""
 
     width: int
     height: int
@@ -32,7 +32,7 @@ class Placement:
 
 
 def place(width: int, height: int, size: int, resize: Resize) -> Placement:
-    """Placement that keeps the aspect, centred ("letterbox"), or fills the canvas ("squash")."""
+    """Return the placement that keeps the aspect, centred ("letterbox"), or fills the canvas ("squash")."""
     if resize == "squash":
         return Placement(width, height, size, 0, 0, size, size)
     scale = size / max(width, height)
@@ -41,8 +41,10 @@ def place(width: int, height: int, size: int, resize: Resize) -> Placement:
 
 
 def resize_image(image: np.ndarray, at: Placement) -> np.ndarray:
-    """[size,size] or [size,size,3] of u8 [H,W] or [H,W,3], or of f32 [H,W]: bilinear, antialiased when it shrinks,
-    zero around it."""
+    """Return the image, u8 [H,W] or [H,W,3] or f32 [H,W], on a canvas of zeros, [size,size] or [size,size,3].
+
+    The resizing is bilinear, antialiased where it shrinks.
+    """
     if image.dtype == np.uint8:
         small = resample(image, at.rows, at.columns)
     else:
@@ -55,13 +57,13 @@ def resize_image(image: np.ndarray, at: Placement) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, at: Placement) -> np.ndarray:
-    """bool [size,size]: pixels of which the mask covers at least half.
+    """Return bool [size,size]: pixels of which the mask, bool [H,W], covers at least half.
 
-    Where no pixel of a mask that is not empty reaches half, the best-covered one (the first of them) stays.
-    Coverage is an exact integer, so a pixel covered by precisely one half is in.
+    Where no pixel reaches half and the mask is not empty, the first of the best-covered pixels stays. Coverage is an
+    exact integer, so that a pixel covered by precisely one half is inside.
     """
-    across = np.concatenate([_integrate(mask[i : i + _ROWS], at.columns) for i in range(0, at.height, _ROWS)])
-    cover = _integrate(across.T, at.rows).T  # [rows,columns], of at most height·width
+    across = _integrate(mask, at.columns)
+    cover = _integrate(across.T, at.rows).T  # [rows,columns], each at most height·width
     inside = 2 * cover >= at.width * at.height
     if not inside.any() and cover.any():
         inside.flat[np.argmax(cover)] = True
@@ -71,7 +73,11 @@ def resize_mask(mask: np.ndarray, at: Placement) -> np.ndarray:
 
 
 def _integrate(values: np.ndarray, bins: int) -> np.ndarray:
-    """int64 [R,bins]: integrals of the rows of values [R,N] over `bins` equal parts of [0,N], times `bins`."""
+    """Return integrals of the rows of values [R,N] over `bins` equal parts of [0,N], times `bins`, i64 [R,bins]."""
+    return np.concatenate([_integrate_rows(values[row : row + _ROWS], bins) for row in range(0, len(values), _ROWS)])
+
+
+def _integrate_rows(values: np.ndarray, bins: int) -> np.ndarray:
     count = values.shape[1]
     below = np.zeros((values.shape[0], count + 1), np.int64)
     np.cumsum(values, axis=1, out=below[:, 1:])
@@ -81,7 +87,10 @@ def _integrate(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def fit_boxes(boxes: Sequence[Box], width: int, height: int, where: str) -> tuple[Box, ...]:
-    """The boxes, clipped to the image by at most 0.001 pixel. ShardError for one that lies further out or is empty."""
+    """Return the boxes, clipped to the image by at most 0.001 pixel.
+
+    ShardError names a box that lies further out or has no area.
+    """
     fitted = []
     for x0, y0, x1, y1 in boxes:
         if not (min(x0, y0) >= -_SLACK and x1 <= width + _SLACK and y1 <= height + _SLACK):
@@ -91,13 +100,13 @@ def fit_boxes(boxes: Sequence[Box], width: int, height: int, where: str) -> tupl
             )
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise ShardError(f"{where}: box {[x0, y0, x1, y1]} has no area; give x0 < x1 and y0 < y1, or leave it out")
+            raise ShardError(f"{where}: box {[x0, y0, x1, y1]} has no area; give x0 < x1 and y0 < y1")
         fitted.append(box)
     return tuple(fitted)
 
 
 def draw_boxes(boxes: Sequence[Box], at: Placement) -> np.ndarray:
-    """bool [size,size]: pixels whose centre lies in a box (upper edges exclusive); at least one pixel a box."""
+    """Return bool [size,size]: pixels whose centre lies in a box, upper edges exclusive; at least one pixel per box."""
     canvas = np.zeros((at.size, at.size), bool)
     for x0, y0, x1, y1 in boxes:
         columns = _centres(x0, x1, at.columns, at.width)
@@ -107,7 +116,7 @@ def draw_boxes(boxes: Sequence[Box], at: Placement) -> np.ndarray:
 
 
 def _centres(low: float, high: float, pixels: int, extent: int) -> range:
-    """Target pixels whose centre is in [low, high) of the source axis; if none, the one under its middle."""
+    """Return the target pixels whose centre is in [low, high) of the source axis; if none, the one under its middle."""
     low, high = low * pixels / extent, high * pixels / extent
     inside = range(math.ceil(low - 0.5), math.ceil(high - 0.5))
     if inside:

@@ -1,107 +1,86 @@
-"""Image and mask files to arrays. Hostile files end in a ShardError that names them."""
+"""Image and mask files as arrays. Hostile files end in a ShardError that names them."""
 
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Literal, Protocol
+from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ImageFile
 
+from egal_shards.dicom import read_dicom
+from egal_shards.dicom.parsing import begins_as_dicom
 from egal_shards.errors import ShardError
 from egal_shards.intensity import Window, windowed
+from egal_shards.masks import roi_of
+from egal_shards.rasters import MAX_PIXELS, File, Raster, opened
 
-MAX_PIXELS = 100_000_000  # checked before decoding
+__all__ = ["DICOM", "MAX_PIXELS", "SUFFIXES", "File", "is_dicom", "read_image", "read_mask", "without_suffix"]
 
-DICOM = (".dcm", ".dicom")
+DICOM = (".dcm", ".dicom", ".ima")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", *DICOM)
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-_LOSSLESS = ("PNG", "BMP", "TIFF")
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _MODES_16 = ("I;16", "I;16B")
-_MASK_MODES = (*_MODES, *_MODES_16, "I")
-# What Pillow's decoders raise on damaged bytes; anything else is a bug and stays loud.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, struct.error, zlib.error)
+_MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", *_MODES_16, "I")
 
 
-class File(Protocol):
-    """A Path, or a file in an archive that can be opened like one."""
+def without_suffix(name: str) -> str:
+    """Return a file's name or path without its suffix if that is one of `SUFFIXES`, in any case; else unchanged.
 
-    def open(self, mode: Literal["rb"], /) -> IO[bytes]: ...
+    Names of DICOM files often end in a number after a dot, which is no suffix.
+    """
+    suffix = PurePath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM: by its first bytes, or by its suffix where it is nothing else that is known."""
+    return path.suffix.lower() in DICOM or begins_as_dicom(path)
 
 
 def read_image(path: File, window: Window | None = None) -> np.ndarray:
-    """u8 or u16 [H,W] of a grey file, u8 [H,W,3] of one in colour; f32 in 0…1 of one shown through a window.
+    """Return the pixels of a file.
 
-    A file named .dcm or .dicom is DICOM, and always shown through a window: `read_dicom`. In the others `window`
-    (LOW, HIGH) is in pixel values, alpha is dropped, and EXIF orientation is not applied.
+    Grey files give u8 or u16 [H,W], files in colour u8 [H,W,3]. A DICOM file, whatever its name, is always shown
+    through a window: `read_dicom`. Other files are shown through `window` where one is given, as f32 in 0…1.
+
+    Args:
+        path: the file; alpha is dropped, EXIF orientation is not applied, and of a JPEG file with several pictures the
+            first one is read.
+        window: (LOW, HIGH) in pixel values, of a DICOM file in its rescaled units.
     """
-    if isinstance(path, Path) and path.suffix.lower() in DICOM:
-        from egal_shards.dicom import read_dicom
-
+    if isinstance(path, Path) and is_dicom(path):
         return read_dicom(path, window)
-    pixels = _pixels(path)
+    with opened(path, _FORMATS) as raster:
+        pixels = _pixels(raster, path)
     return windowed(pixels, window) if window else pixels
 
 
-def _pixels(path: File) -> np.ndarray:
-    with _opened(path, _FORMATS) as image:
-        if image.mode in _MODES_16:
-            return np.asarray(image).astype(np.uint16)
-        if image.mode not in _MODES or _is_16_bit(image):
-            raise ShardError(
-                f"{path}: holds {'16-bit colour or signed' if _is_16_bit(image) else image.mode} pixels; "
-                "8-bit grey or RGB and 16-bit grey are read, convert it to one of these"
-            )
-        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-        return np.asarray(image if image.mode == mode else image.convert(mode))
+def _pixels(raster: Raster, path: File) -> np.ndarray:
+    image = raster.image
+    if image.mode in _MODES_16:
+        pixels = np.asarray(image).astype(np.uint16)
+        return pixels if raster.inverted_from is None else np.subtract(raster.inverted_from, pixels, out=pixels)
+    if image.mode not in _MODES or _is_16_bit(image):
+        raise ShardError(
+            f"{path}: holds {'16-bit colour or signed' if _is_16_bit(image) else image.mode} pixels; "
+            "8-bit grey or RGB and 16-bit grey are read, convert it to one of these"
+        )
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def read_mask(path: File) -> np.ndarray:
-    """bool [H,W]: pixels above 0 in any channel but alpha; of a palette file, those whose index is above 0."""
-    with _opened(path, _LOSSLESS) as image:
+    """Return the ROI of a mask file, bool [H,W]; `masks.roi_of` says which pixels belong to it."""
+    with opened(path, _FORMATS) as raster:
+        image = raster.image
         if image.mode not in _MASK_MODES:
             raise ShardError(
                 f"{path}: a mask of mode {image.mode} is not read; save it as 8-bit PNG, 0 outside the ROI"
             )
         image.load()
-        alpha = image.mode in ("LA", "RGBA")
-        values = np.asarray(image.convert(image.mode[:-1]) if alpha else image)
-        return values > 0 if values.ndim == 2 else np.any(values > 0, axis=2)
+        return roi_of(image, raster.inverted_from, path)
 
 
 def _is_16_bit(image: ImageFile.ImageFile) -> bool:
-    """Of files that Pillow would cut down to 8 bits, too: their stored layout says so."""
+    """Return whether more than 8 bits are stored per sample, also in files that Pillow would cut down to 8."""
     return "16" in image.mode or any(";16" in str(tile[3]) for tile in image.tile)
-
-
-@contextmanager
-def _opened(path: File, formats: tuple[str, ...]) -> Iterator[ImageFile.ImageFile]:
-    try:
-        with path.open("rb") as file, Image.open(file, formats=formats) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ShardError(_too_large(path))
-            frames = getattr(image, "n_frames", 1)
-            if frames != 1:
-                raise ShardError(f"{path}: holds {frames} frames; save the one you want as its own file")
-            yield image
-    except ShardError:
-        raise
-    except Image.DecompressionBombError:
-        raise ShardError(_too_large(path)) from None
-    except UnidentifiedImageError:
-        raise ShardError(f"{path}: is not a {' or '.join(formats)} file; convert it to PNG") from None
-    except _DAMAGE as error:
-        raise ShardError(
-            f"{path}: cannot be decoded, it is cut short or damaged ({_line(error)}); replace it"
-        ) from None
-
-
-def _too_large(path: File) -> str:
-    return f"{path}: has more than {MAX_PIXELS // 1_000_000} million pixels; scale it down first"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

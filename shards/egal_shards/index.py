@@ -1,4 +1,4 @@
-"""`index.parquet`: one row a sample, in the order of the shards, checked against the manifest when it is read."""
+"""`index.parquet`: one row per sample in the order of the shards, checked against the manifest on reading."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
-        # image offset, size, roi offset, size (0, 0 where there is none), json offset, size: payload bytes in the shard
+        # image offset, size, roi offset, size (0, 0 without an ROI), json offset, size: payload bytes in the shard
         pa.field("offsets", pa.list_(pa.field("element", pa.int64(), nullable=False), 6), nullable=False),
         pa.field("label", pa.int64(), nullable=False),
         pa.field("group", pa.string(), nullable=False),
@@ -30,41 +30,44 @@ SCHEMA = pa.schema(
 )
 
 _TEXTS = ["key", "group", "split"]
-_ROWS = 1 << 16  # checked at a time, about
+_ROWS = 1 << 16  # rows whose offsets are checked at a time, roughly
 _LETTERS = np.array([KEY.fullmatch(chr(byte)) is not None for byte in range(256)])
 _NUMBERS = pa.list_(pa.field("element", pa.int64(), nullable=False))
 _ACCEPTED = {name: (pa.dictionary(pa.int32(), pa.string()),) for name in _TEXTS} | {
     "offsets": (_NUMBERS, pa.list_(pa.int64()), pa.list_(pa.int64(), 6), SCHEMA.field("offsets").type)
-}  # what the types of SCHEMA are in a file, where they are not the same
+}  # Arrow types that a file may have instead of those of SCHEMA
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The columns of the index. Strings stay in Arrow's compact form until they are asked for."""
+    """The columns of the index. Strings stay in the compact form of Arrow until somebody reads them."""
 
     table: pa.Table
-    texts: dict[str, pa.Array]  # its columns key, group, split and sha256
+    texts: dict[str, pa.Array]  # the columns key, group, split and sha256 of the table
     shard: np.ndarray  # int32 [N]
     offsets: np.ndarray  # int64 [N,6]
     label: np.ndarray  # int64 [N]
     roi_area: np.ndarray  # int32 [N]
 
     def text(self, column: str, i: int) -> Any:
-        """Row i of a column of strings or digests."""
+        """Return row i of a column of strings or digests."""
         return self.texts[column][i].as_py()
 
     def keys(self, rows: np.ndarray) -> list[str]:
-        """The keys of these rows. Not by Arrow's take, which costs more than a batch of images may."""
-        ends, text = _letters(self.texts["key"])
+        """Return the keys of these rows.
+
+        Every batch needs its keys, and `take` of Arrow would be slower than reading the images of the batch.
+        """
+        ends, text = _key_bytes(self.texts["key"])
         letters = text.data
         return [str(letters[a:b], "ascii") for a, b in zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)]
 
     def span(self, i: int) -> tuple[int, int]:
-        """Bytes of the shard from the tar header of row i's image to the last of its json."""
+        """Return (begin, end) of the bytes of row i in its shard, from the tar header of its image to its json."""
         return int(self.offsets[i, 0]) - BLOCK, int(self.offsets[i, 4] + self.offsets[i, 5])
 
     def payloads(self, i: int, span: bytes) -> tuple[bytes, bytes, bytes]:
-        """Image, roi (empty where there is none) and json of row i, from the bytes of its span."""
+        """Return image, roi (empty without an ROI) and json of row i, cut from the bytes of its span."""
         start, _ = self.span(i)
         parts = self.offsets[i].reshape(3, 2).tolist()
         image, roi, text = (span[at - start : at - start + size] if size else b"" for at, size in parts)
@@ -72,30 +75,31 @@ class Index:
 
     @classmethod
     def read(cls, folder: Path, manifest: Manifest) -> "Index":
-        """The index of a set. ShardError where it is not the one that the manifest describes."""
+        """Return the index of a set. Raises ShardError where it is not the one that the manifest describes."""
         path = folder / INDEX
         table = _table(path, manifest)
         offsets = table["offsets"].chunk(0).values.to_numpy().reshape(-1, 6)
         numbers = {name: table[name].to_numpy() for name in ("shard", "label", "roi_area")}
         texts = {name: table[name].chunk(0) for name in ("key", "group", "split", "sha256")}
         index = cls(table, texts, offsets=offsets, **numbers)
-        for fault, free in _rules(index, manifest):
-            if not free:
+        for fault, passed in _rules(index, manifest):
+            if not passed:
                 raise ShardError(f"{path}: {fault}; pack the set again")
         return index
 
 
 def index_bytes(columns: dict[str, list[Any]]) -> bytes:
-    """The Parquet file of these columns."""
+    """Return the bytes of the Parquet file of these columns."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="zstd", store_schema=False)
     return sink.getvalue().to_pybytes()
 
 
 def _table(path: Path, manifest: Manifest) -> pa.Table:
+    """Return the table of an index whose digest and columns are right, each column as one chunk."""
     try:
         if path.stat().st_size != manifest.index.bytes:
-            raise ShardError(f"{path}: has another size than the manifest says; copy or pack the set again")
+            raise ShardError(f"{path}: its size is not the one in the manifest; copy or pack the set again")
         raw = path.read_bytes()
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; copy or pack the set again") from None
@@ -103,11 +107,12 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
         raise ShardError(f"{path}: does not match its digest in the manifest; copy or pack the set again")
     foreign = ShardError(f"{path}: its columns or row count are not those of the format; pack the set again")
     try:
-        # Strings stay in their dictionaries until they are known to be short: a row costs a bomb 4 bytes
+        # A hostile file can repeat one long string in every row at 4 bytes each. Strings stay in their dictionaries
+        # until they are known to be short.
         file = pq.ParquetFile(pa.BufferReader(raw), read_dictionary=_TEXTS)
-        if not _foreseen(file, manifest.counts.samples):
+        if not _plausible(file, manifest.counts.samples):
             raise foreign
-        columns = [_column(file, field, path) for field in SCHEMA]  # one by one: nothing is there twice
+        columns = [_column(file, field, path) for field in SCHEMA]  # one by one, since each needs twice its memory
         table = pa.table(columns, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path}: cannot be read ({str(error).splitlines()[0]}); pack the set again") from None
@@ -120,21 +125,22 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
     return table
 
 
-def _foreseen(file: pq.ParquetFile, samples: int) -> bool:
-    """Whether columns and sizes are those of an index of so many samples, by what the file says before it is read."""
-    about, schema = file.metadata, file.schema_arrow
-    groups = [about.row_group(n) for n in range(min(about.num_row_groups, samples + 1))]
+def _plausible(file: pq.ParquetFile, samples: int) -> bool:
+    """Return whether the metadata of the file fit an index of so many samples. Reads no column."""
+    metadata, schema = file.metadata, file.schema_arrow
+    groups = [metadata.row_group(n) for n in range(min(metadata.num_row_groups, samples + 1))]
     unpacked = sum(group.column(n).total_uncompressed_size for group in groups for n in range(group.num_columns))
     return (
         schema.names == SCHEMA.names
         and all(field.type in _ACCEPTED.get(field.name, (SCHEMA.field(field.name).type,)) for field in schema)
-        and about.num_rows == samples == sum(group.num_rows for group in groups)
+        and metadata.num_rows == samples == sum(group.num_rows for group in groups)
         and unpacked <= samples * MAX_INDEX_ROW + (1 << 20)
     )
 
 
 def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
-    # Arrow's threads can abort a process that ends at once
+    """Return a column as one array. Raises ShardError for strings that are too long."""
+    # The threads of Arrow can abort a process that exits right afterwards
     column = file.read(columns=[field.name], use_threads=False)[field.name]
     if pa.types.is_dictionary(column.type):
         longest = max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks), default=0)
@@ -142,21 +148,21 @@ def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
             raise ShardError(f"{path}: a {field.name} in it is longer than {MAX_TEXT} bytes; pack the set again")
     array = pa.concat_arrays(column.cast(field.type).chunks)
     del column
-    pa.default_memory_pool().release_unused()  # or Arrow keeps twice the index for later
+    pa.default_memory_pool().release_unused()  # else Arrow would keep as much memory again for later
     return array
 
 
 def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    """(fault, whether the set is free of it); later rules presuppose the earlier."""
+    """Yield (fault, whether the set is free of it) for each rule. A rule presupposes the rules before it."""
     samples = [shard.samples for shard in manifest.shards]
     split = index.table["split"]
-    yield "a key is not 1 to 80 of A-Z a-z 0-9 _ -", _named(index.texts["key"])
-    yield "a key occurs twice", _distinct(index.texts["key"])
+    yield "a key is not 1 to 80 of A-Z a-z 0-9 _ -", _valid_keys(index.texts["key"])
+    yield "a key occurs twice", _no_repetition(index.texts["key"])
     ordered = np.array_equal(index.shard, np.repeat(np.arange(len(samples)), samples))
     yield "its shards are not those of the manifest, in order", ordered
     blocks = np.array_split(np.arange(len(samples)), min(len(samples), -(-len(index.shard) // _ROWS)))
-    whole = all(_whole(index, manifest, int(block[0]), int(block[-1]) + 1) for block in blocks)
-    yield "its offsets are not those of whole members, one after the other", whole
+    contiguous = all(_contiguous(index, manifest, int(block[0]), int(block[-1]) + 1) for block in blocks)
+    yield "its offsets are not those of whole members, one after the other", contiguous
     labels = index.label[(index.label >= 0) & (index.label < len(manifest.classes))]
     per_class = np.bincount(labels, minlength=len(manifest.classes)).tolist()
     yield "its labels are not those that the manifest counts", per_class == list(manifest.counts.classes.values())
@@ -167,30 +173,35 @@ def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     yield "an ROI area is impossible", bool(possible.all())
 
 
-def _named(keys: pa.Array) -> bool:
-    """Whether each is a KEY: the bytes of all are looked up at once."""
+def _valid_keys(keys: pa.Array) -> bool:
+    """Return whether every key matches KEY, by one look-up of the bytes of all keys."""
     sizes = pc.min_max(pc.binary_length(keys)).as_py()
-    ends, text = _letters(keys)
+    ends, text = _key_bytes(keys)
     return bool(sizes["min"] >= 1 and sizes["max"] <= 80 and _LETTERS[text[ends[0] : ends[-1]]].all())
 
 
-def _distinct(keys: pa.Array) -> bool:
-    """Whether no two are equal. By their last letter, since Arrow's table of all takes several times their memory."""
-    ends, text = _letters(keys)
+def _no_repetition(keys: pa.Array) -> bool:
+    """Return whether no two keys are equal.
+
+    Counts the keys in parts, by their last letter, since Arrow needs several times the memory of what it counts.
+    """
+    ends, text = _key_bytes(keys)
     last = text[ends[1:] - 1]
-    alike = (keys.filter(pa.array(last == letter)) for letter in np.unique(last))
-    return all(pc.count_distinct(some).as_py() == len(some) for some in alike)
+    parts = (keys.filter(pa.array(last == letter)) for letter in np.unique(last))
+    return all(pc.count_distinct(part).as_py() == len(part) for part in parts)
 
 
-def _letters(keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [N+1], u8): key i is the bytes from ends[i] to ends[i+1]."""
+def _key_bytes(keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return (ends int32 [N+1], text uint8): key i is text[ends[i] : ends[i+1]]."""
     _, ends, text = keys.buffers()
     return np.frombuffer(ends, np.int32)[keys.offset :][: len(keys) + 1], np.frombuffer(text or b"", np.uint8)
 
 
-def _whole(index: Index, manifest: Manifest, begin: int, end: int) -> bool:
-    """In the shards [begin, end) payload sizes are those of the format, and members fill each shard from its first
-    block to its end marker."""
+def _contiguous(index: Index, manifest: Manifest, begin: int, end: int) -> bool:
+    """Return whether the members of the shards [begin, end) follow each other without a gap.
+
+    Payload sizes must be those of the format, and members must fill each shard from its first block to its end marker.
+    """
     first, last = np.searchsorted(index.shard, (begin, end))
     shard, offsets = index.shard[first:last] - begin, index.offsets[first:last]
     image, roi, text = offsets[:, 1], offsets[:, 3], offsets[:, 5]
@@ -206,9 +217,9 @@ def _whole(index: Index, manifest: Manifest, begin: int, end: int) -> bool:
     sizes = offsets[:, 1::2]
     spans = np.where(sizes > 0, BLOCK + -(-sizes // BLOCK) * BLOCK, 0)  # header and padded payload
     ends = np.cumsum(spans).reshape(-1, 3)
-    opening = np.searchsorted(shard, np.arange(end - begin))  # row that opens each shard
-    base = (ends[:, 2] - spans.sum(axis=1))[opening]
+    first_rows = np.searchsorted(shard, np.arange(end - begin))  # first row of each shard
+    base = (ends[:, 2] - spans.sum(axis=1))[first_rows]
     starts = np.where(sizes > 0, ends - spans - (base - BLOCK)[shard][:, None], 0)
     capacity = np.array([file.bytes for file in manifest.shards[begin:end]]) - 2 * BLOCK
-    closing = np.append(opening[1:], len(shard)) - 1
-    return bool(np.array_equal(offsets[:, 0::2], starts) and (ends[closing, 2] - base <= capacity).all())
+    last_rows = np.append(first_rows[1:], len(shard)) - 1
+    return bool(np.array_equal(offsets[:, 0::2], starts) and (ends[last_rows, 2] - base <= capacity).all())

@@ -1,4 +1,4 @@
-"""What a shard set holds, in numbers and in a picture that shows a flipped axis or a wrong scale at once."""
+"""A summary of a shard set in numbers, and a picture in which a flipped axis or a wrong scale is obvious."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,50 +12,56 @@ from egal_shards.reader import Sample, ShardSet
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-_TILE = 224  # pixels a side of a sample in the picture
-_CAPTION = 32  # pixels below it
+_TILE = 224  # pixels per side of a sample in the picture
+_CAPTION = 32  # pixels below a sample
 _GAP = 8
-_OUTLINE, _RIM = (255, 210, 0), (0, 0, 0)  # of a ROI: its outermost pixels, and those just outside
+_OUTLINE, _RIM = (255, 210, 0), (0, 0, 0)  # colours of the outermost pixels of an ROI, and of those just outside
 _INK, _PAPER = (0, 0, 0), (255, 255, 255)
 _MAX_TILES = 400
 
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """Of one class, or of the whole set: samples, how many of each split, groups and ROIs."""
+    """The numbers of samples, groups and ROIs in one class or in the set."""
 
     samples: int
     splits: dict[str, int]
     groups: int
     with_roi: int
-    roi_area: tuple[float, ...] | None  # % of the image at QUANTILES, of the samples with ROI; None where none has
+    roi_area: tuple[float, ...] | None  # % of the image, at QUANTILES over the samples with ROI; None without any
 
 
 def summarise(shards: ShardSet) -> dict[str, ClassSummary]:
-    """A summary of each class, in order, and of all under the name "" . Reads the index alone."""
+    """Return a summary of each class, in order, and of the set under the name "". Reads the index alone."""
     rows, size = shards.rows, shards.manifest.image.size
     group = rows.table["group"].combine_chunks().dictionary_encode().indices.to_numpy()
     split = rows.table["split"].to_numpy()
     share = 100 * rows.roi_area / size**2
 
-    def of(chosen: np.ndarray) -> ClassSummary:
-        marked = share[chosen & (rows.roi_area > 0)]
+    def summary(chosen: np.ndarray) -> ClassSummary:
+        with_roi = share[chosen & (rows.roi_area > 0)]
         return ClassSummary(
             samples=int(chosen.sum()),
             splits={name: int((split[chosen] == name).sum()) for name in shards.manifest.counts.splits},
             groups=len(np.unique(group[chosen])),
-            with_roi=len(marked),
-            roi_area=tuple(np.quantile(marked, QUANTILES).tolist()) if len(marked) else None,
+            with_roi=len(with_roi),
+            roi_area=tuple(np.quantile(with_roi, QUANTILES).tolist()) if len(with_roi) else None,
         )
 
-    classes = {name: of(rows.label == label) for label, name in enumerate(shards.classes)}
-    return classes | {"": of(np.ones(len(shards), bool))}
+    classes = {name: summary(rows.label == label) for label, name in enumerate(shards.classes)}
+    return classes | {"": summary(np.ones(len(shards), bool))}
 
 
 def contact_sheet(shards: ShardSet, samples: int = 6, seed: int = 0) -> Image.Image:
-    """A row of `samples` tiles for each class, drawn at random, ROI outlined; below each its key and ROI area.
+    """Return a picture with one row of random samples per class, their ROIs outlined, key and ROI area below.
 
-    Samples with ROI come first where a class has any, so that there is something to check. Of many classes the first.
+    Samples with ROI come first, so that there is something to check. The picture has at most 400 tiles and leaves
+    further classes out.
+
+    Args:
+        shards: Set to show.
+        samples: Samples per class, 1 to 400.
+        seed: Seed of the draw.
     """
     if not 1 <= samples <= _MAX_TILES:
         raise ShardError(f"samples {samples} is not between 1 and {_MAX_TILES}; 6 is usual")
@@ -64,7 +70,8 @@ def contact_sheet(shards: ShardSet, samples: int = 6, seed: int = 0) -> Image.Im
     sheet = Image.new("RGB", (_GAP + samples * (_TILE + _GAP), height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     spec = shards.manifest.image
-    title = f"{shards.name}: {len(shards)} samples, {spec.channels}×{spec.size}×{spec.size} {spec.dtype}, ROI outlined"
+    count = f"{len(shards)} sample{'s' * (len(shards) != 1)}"
+    title = f"{shards.name}: {count}, {spec.channels}×{spec.size}×{spec.size} {spec.dtype}, ROI outlined"
     draw.text((_GAP, 8), title, _INK, font)
     streams = np.random.default_rng(seed).spawn(classes)
     for label, rng in enumerate(streams):
@@ -78,21 +85,23 @@ def contact_sheet(shards: ShardSet, samples: int = 6, seed: int = 0) -> Image.Im
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which has more alphabets than Pillow's own: names of classes may be in any."""
+    """Return DejaVu Sans: names of classes can need more alphabets than the font of Pillow has."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12)
 
 
 def _drawn(shards: ShardSet, label: int, samples: int, rng: np.random.Generator) -> list[int]:
-    mine = rng.permutation(np.flatnonzero(shards.rows.label == label))
-    order = np.argsort(shards.rows.roi_area[mine] == 0, kind="stable")
-    return [int(i) for i in mine[order[:samples]]]
+    """Return the rows of random samples of a class, those with ROI first."""
+    rows = rng.permutation(np.flatnonzero(shards.rows.label == label))
+    order = np.argsort(shards.rows.roi_area[rows] == 0, kind="stable")
+    return [int(i) for i in rows[order[:samples]]]
 
 
 def _tile(sample: Sample) -> Image.Image:
+    """Return the picture of a sample with its ROI outlined."""
     pixels = sample.image.transpose(1, 2, 0)
-    if pixels.dtype != np.uint8:  # from its darkest to its brightest pixel
+    if pixels.dtype != np.uint8:  # show its darkest pixel as black and its brightest as white
         low, high = int(pixels.min()), int(pixels.max())
         pixels = ((pixels.astype(np.float64) - low) * (255 / max(high - low, 1))).astype(np.uint8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
@@ -100,23 +109,27 @@ def _tile(sample: Sample) -> Image.Image:
     at = (np.arange(_TILE) * len(sample.roi)) // _TILE
     roi = sample.roi[np.ix_(at, at)]
     tile[_border(roi, beyond=False)] = _OUTLINE
-    tile[_border(~roi, beyond=True)] = _RIM  # an outline of any one colour is lost on images of that colour
+    tile[_border(~roi, beyond=True)] = _RIM  # a second colour, since no single one is visible on every image
     return Image.fromarray(tile)
 
 
 def _border(area: np.ndarray, beyond: bool) -> np.ndarray:
-    """bool [H,W]: pixels of the area next to one that is not; whether what is `beyond` the image is, is given."""
+    """Return bool [H,W]: the pixels of the area that have a neighbour outside it.
+
+    `beyond` says whether pixels beyond the image count as inside the area.
+    """
     around = np.pad(area, 1, constant_values=beyond)
     return area & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
 def _caption(sample: Sample, shards: ShardSet) -> tuple[str, str]:
+    """Return the two lines below a sample."""
     area = f"ROI {100 * sample.roi.mean():.2g} %" if sample.has_roi else "no ROI"
     return sample.key, f"{shards.classes[sample.label]}, {area}"
 
 
 def _shortened(text: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """The end of a text that is too long for a tile; keys differ there."""
+    """Return the text, or only its end where it is too long for a tile, since keys differ at their ends."""
     if draw.textlength(text, font) <= _TILE:
         return text
     return next(
@@ -126,9 +139,12 @@ def _shortened(text: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
 
 
 def save_contact_sheet(shards: ShardSet, path: Path, samples: int, seed: int) -> None:
-    """Write the picture as PNG, whole or not at all, and not into the set, which holds no other files."""
+    """Write the picture as PNG, completely or not at all.
+
+    Raises ShardError where it cannot be written, or where it would lie in the set, which allows no other files.
+    """
     if path.resolve().parent == shards.path.resolve():
-        raise ShardError(f"{path}: lies in the shard set, which is nothing but its own files; choose another file")
+        raise ShardError(f"{path}: lies in the shard set, which holds only its own files; choose another file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         contact_sheet(shards, samples, seed).save(partial, "PNG")

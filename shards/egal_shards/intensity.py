@@ -1,4 +1,4 @@
-"""Intensities: from what a file holds to the window shown, and from there to the dtype that is packed."""
+"""Intensities: from the values of a file to the window shown, and from there to the dtype that is packed."""
 
 import math
 from typing import TYPE_CHECKING
@@ -14,29 +14,39 @@ if TYPE_CHECKING:
 
 Window = tuple[float, float]  # the values shown as black and as white
 
+_BLOCK = 1 << 20  # values that are computed at a time in 64 bits
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
 
 
 def windowed(values: np.ndarray, window: Window) -> np.ndarray:
-    """f32 of the shape of `values`, 0…1: linear from window[0] to window[1], clipped outside. NaN stays NaN."""
+    """Return f32 of the shape of `values`, 0…1: linear from window[0] to window[1], clipped outside. NaN stays NaN."""
     low, high = window
-    shown = values.astype(np.float64)
-    shown -= low
-    shown *= 1 / (high - low)
-    return np.clip(shown, 0, 1, out=shown).astype(np.float32)
+    flat, result = values.reshape(-1), np.empty(values.shape, np.float32)
+    for start in range(0, flat.size, _BLOCK):
+        shown = flat[start : start + _BLOCK].astype(np.float64)
+        shown -= low
+        shown *= 1 / (high - low)
+        result.reshape(-1)[start : start + _BLOCK] = np.clip(shown, 0, 1, out=shown)
+    return result
 
 
 def check_window(window: Window | None) -> None:
-    """ShardError unless it is None or two finite numbers, the lower first."""
+    """Raise ShardError unless the window is None or two finite numbers, the lower first."""
     if window is not None and not (len(window) == 2 and all(map(math.isfinite, window)) and window[0] < window[1]):
         raise ShardError(f"window {window} is not LOW,HIGH with LOW below HIGH; give the values of black and white")
 
 
 def fit_image(image: np.ndarray, at: Placement, channels: int, dtype: "ImageDtype") -> np.ndarray:
-    """u8 or u16 [size,size] or, of 3 channels, [size,size,3]: placed, resized and rounded once, to nearest.
+    """Return the image placed and resized, as u8 or u16 [size,size], or [size,size,3] where channels is 3.
 
-    image: u8, u16 or f32 in 0…1, [H,W] or [H,W,3]. u8 → u16 is ×257 and f32 spans the whole range of dtype, so white
-    stays white; u16 → u8 has no rule here. Grey is repeated; colours become luma (BT.601).
+    Values are rounded once, to the nearest. u8 becomes u16 by ×257, and f32 spans the whole range of `dtype`, so that
+    white stays white. Grey is repeated in three channels; colours become luma (BT.601) in one.
+
+    Args:
+        image: u8, u16 or f32 in 0…1, [H,W] or [H,W,3]; u16 cannot become u8 here.
+        at: where the image lies on the canvas.
+        channels: 1 or 3.
+        dtype: "uint8" or "uint16".
     """
     if image.dtype == np.uint8 and dtype == "uint8":
         if channels == 1 and image.ndim == 3:

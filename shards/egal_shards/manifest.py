@@ -1,4 +1,4 @@
-"""`manifest.json`: what a shard set is, what it holds, and the digest of every file in it."""
+"""`manifest.json`: the description of a shard set, its counts, and the digest of every file in it."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from egal_shards.layout import BLOCK, MAX_SIZE, ROI_LAYOUT, ImageDtype, ImageFor
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 VERSION = 1
-MAX_INDEX_ROW = 4096  # bytes of the index a sample, far above what it needs
+MAX_INDEX_ROW = 4096  # bytes of the index per sample, far above what a row needs
 MAX_MANIFEST = 16 << 20  # bytes
 
 _CHECKSUM = re.compile(rb'\A\{\s*"checksum": "([0-9a-f]{64})"')
@@ -39,13 +39,15 @@ class _Part(BaseModel):
 
 
 class Counts(_Part):
+    """Numbers of samples: in all, per split and per class."""
+
     samples: Count
     splits: dict[Literal["pool", "test"], Count]
     classes: dict[str, Count]
 
 
 class ImageSpec(_Part):
-    """Every image is dtype [channels,size,size], stored as `format`."""
+    """The shape, dtype and format of every image: dtype [channels,size,size], stored as `format`."""
 
     size: Annotated[int, Field(ge=1, le=MAX_SIZE)]
     channels: Literal[1, 3]
@@ -55,11 +57,13 @@ class ImageSpec(_Part):
     @model_validator(mode="after")
     def _storable(self) -> "ImageSpec":
         if not storable(self.format, self.dtype, self.channels):
-            raise ValueError(f"{self.format} does not hold {self.dtype} images of {self.channels} channels")
+            raise ValueError(f"{self.format} cannot store {self.dtype} with channels {self.channels}")
         return self
 
 
 class ShardFile(_Part):
+    """A shard: its file name, bytes, samples and digest."""
+
     file: Annotated[str, Field(pattern=r"^shard-[0-9]{6}\.tar$")]
     bytes: Count
     samples: Annotated[Count, Field(ge=1)]
@@ -67,15 +71,17 @@ class ShardFile(_Part):
 
 
 class IndexFile(_Part):
+    """The index: its file name, bytes and digest."""
+
     file: Literal["index.parquet"]
     bytes: Count
     sha256: Digest
 
 
 class Manifest(_Part):
-    """The manifest of a set; `sha256` is the identity of the set."""
+    """The manifest of a set. Its `sha256` identifies the set."""
 
-    checksum: Digest  # SHA-256 of this file with the checksum's digits all 0
+    checksum: Digest  # SHA-256 of this file with 0 for every digit of the checksum
     version: int
     name: str
     classes: Annotated[tuple[str, ...], Field(min_length=1)]  # label i is classes[i]
@@ -91,18 +97,19 @@ class Manifest(_Part):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the manifest file's bytes, in hexadecimal: equal for equal sets, and only for them."""
+        """Return the SHA-256 of the manifest file, in hexadecimal. Sets are equal exactly when these digests are."""
         return self._sha256
 
     @field_validator("version")
     @classmethod
-    def _known(cls, version: int) -> int:
+    def _supported(cls, version: int) -> int:
         if version != VERSION:
-            raise ValueError(f"format {version} is not the one this release of egal-bench reads ({VERSION})")
+            raise ValueError(f"this release of egal-bench reads format {VERSION}, not format {version}")
         return version
 
     @model_validator(mode="after")
     def _consistent(self) -> "Manifest":
+        """Check that the fields agree with each other."""
         if [shard.file for shard in self.shards] != [shard_name(i) for i in range(len(self.shards))]:
             raise ValueError("shards are not numbered shard-000000.tar, shard-000001.tar, … in order")
         if tuple(self.counts.classes) != self.classes:
@@ -112,23 +119,28 @@ class Manifest(_Part):
             "counts.splits": sum(self.counts.splits.values()),
             "counts.classes": sum(self.counts.classes.values()),
         }
-        for what, total in totals.items():
+        for part, total in totals.items():
             if total != self.counts.samples:
-                raise ValueError(f"{what} add up to {total} samples, counts.samples is {self.counts.samples}")
+                raise ValueError(f"{part} add up to {total}, counts.samples is {self.counts.samples}")
         for shard in self.shards:
-            if shard.bytes < 4 * BLOCK * shard.samples:  # two headers and payloads
-                raise ValueError(f"{shard.file} of {shard.bytes} bytes cannot hold {shard.samples} samples")
+            if shard.bytes < 4 * BLOCK * shard.samples:  # at least two headers and two payloads
+                raise ValueError(f"{shard.file} has {shard.bytes} bytes, too few for its samples ({shard.samples})")
         if self.index.bytes > MAX_INDEX_ROW * self.counts.samples + (1 << 20):
-            raise ValueError(f"index of {self.index.bytes} bytes is too large for {self.counts.samples} samples")
+            raise ValueError(
+                f"index has {self.index.bytes} bytes, too many for the samples of the set ({self.counts.samples})"
+            )
         return self
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":
-        """The manifest of the shard set in `folder`. ShardError where it is missing, damaged or of another version."""
+        """Return the manifest of the shard set in `folder`.
+
+        Raises ShardError where the manifest is missing, damaged or of another version.
+        """
         path = Path(folder) / MANIFEST
         try:
             if path.exists() and not path.is_file():
-                raise ShardError(f"{path}: is no regular file; copy or pack the set again")
+                raise ShardError(f"{path}: is not a regular file; copy or pack the set again")
             with path.open("rb") as file:
                 raw = file.read(MAX_MANIFEST + 1)
         except OSError as error:
@@ -137,15 +149,20 @@ class Manifest(_Part):
 
     @classmethod
     def parse(cls, raw: bytes, path: str) -> "Manifest":
-        """The manifest that a file holds, of which at most MAX_MANIFEST + 1 bytes were read; `path` is for errors."""
+        """Return the manifest that a file holds, or raise ShardError where it is damaged.
+
+        Args:
+            raw: The bytes of the file, or its first MAX_MANIFEST + 1 bytes where it has more.
+            path: Name of the file for errors.
+        """
         if len(raw) > MAX_MANIFEST:
             raise ShardError(
-                f"{path}: is larger than {MAX_MANIFEST >> 20} MiB, so it is no manifest; pack the set again"
+                f"{path}: is larger than {MAX_MANIFEST >> 20} MiB, so it is not a manifest; pack the set again"
             )
-        found = _CHECKSUM.match(raw)
-        if not found or found[1].decode() != _checksum(raw, found[1]):
+        checksum = _CHECKSUM.match(raw)
+        if not checksum or checksum[1].decode() != _checksum(raw, checksum[1]):
             raise ShardError(
-                f"{path}: does not match its own checksum, it is damaged or was edited; pack the set again"
+                f"{path}: does not match its own checksum, so it is damaged or was edited; pack the set again"
             )
         try:
             manifest = cls.model_validate_json(raw)
@@ -159,15 +176,21 @@ class Manifest(_Part):
 
 
 def shard_name(number: int) -> str:
+    """Return the file name of shard `number`, counted from 0."""
     return f"shard-{number:06d}.tar"
 
 
 def manifest_bytes(fields: dict[str, Any]) -> bytes:
-    """The file of a manifest with these fields (all but checksum, version and roi). Equal fields, equal bytes."""
+    """Return the bytes of a manifest file. Equal fields give equal bytes.
+
+    Args:
+        fields: All fields of `Manifest` but checksum, version and roi.
+    """
     text = json.dumps({"checksum": _ZEROS, "version": VERSION, "roi": ROI_LAYOUT, **fields}, allow_nan=False)
     raw = Manifest.model_validate_json(text).model_dump_json(indent=1).encode() + b"\n"
     return raw.replace(_ZEROS.encode(), _checksum(raw, _ZEROS.encode()).encode(), 1)
 
 
 def _checksum(raw: bytes, digits: bytes) -> str:
+    """Return the SHA-256 of a manifest file, in which the digits of its checksum count as zeros."""
     return hashlib.sha256(raw.replace(digits, _ZEROS.encode(), 1)).hexdigest()

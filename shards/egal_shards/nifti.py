@@ -1,7 +1,8 @@
-"""NIfTI-1 volumes as a stream of axial slices. nibabel reads the header; nothing of a file is believed unbounded."""
+"""NIfTI-1 volumes as a stream of axial slices. nibabel reads the header, and every size in it is bounded before use."""
 
 import gzip
 import math
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,16 +15,16 @@ import numpy as np
 
 from egal_shards.errors import ShardError
 
-MAX_VOXELS = 1 << 27  # of a volume, checked before its data are read
+MAX_VOXELS = 1 << 26  # of a volume, checked before its data are read
 MAX_SIDE = 2048
 _HEADER = 348
 _MAX_OFFSET = 1 << 20  # of the data: header and extensions
-_KINDS = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
+_KINDS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 
 
 @dataclass(frozen=True)
 class Volume:
-    """What the header of a volume says: [X,Y,Z] voxels, and how a slice [X,Y] turns upright."""
+    """What the header of a volume says about its voxels [X,Y,Z], and how a slice [X,Y] is turned upright."""
 
     path: Path
     shape: tuple[int, int, int]
@@ -35,7 +36,11 @@ class Volume:
 
     @classmethod
     def open(cls, path: Path) -> "Volume":
-        """ShardError unless it is a three-dimensional volume of bounded size whose third axis is head to foot."""
+        """Return the volume in a file.
+
+        Dimensions of one after the third, as several tools write them, are left out. ShardError names a file that is no
+        volume of three dimensions and bounded size, or whose third axis is not head to foot.
+        """
         try:
             import nibabel
         except ImportError:
@@ -48,12 +53,14 @@ class Volume:
             shape, dtype = tuple(int(side) for side in header.get_data_shape()), header.get_data_dtype()
             offset, (slope, intercept) = int(header.get_data_offset()), header.get_slope_inter()
             axes = tuple((int(axis), int(sign)) for axis, sign in library.io_orientation(header.get_best_affine()))
+            while len(shape) > 3 and shape[-1] == 1:
+                shape = shape[:-1]
         except (library.spatialimages.HeaderDataError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
             raise ShardError(f"{path}: is not a NIfTI-1 file ({' '.join(str(error).split())}); replace it") from None
         if len(shape) != 3 or not all(0 < side <= MAX_SIDE for side in shape) or math.prod(shape) > MAX_VOXELS:
             raise ShardError(
                 f"{path}: declares {'×'.join(map(str, shape))} voxels; three sides of at most {MAX_SIDE} and "
-                f"{MAX_VOXELS / 1e6:.0f} million voxels in all are read"
+                f"{MAX_VOXELS / 1e6:.0f} million voxels in all are read; save one such volume"
             )
         if dtype.str[1:] not in _KINDS or not _HEADER <= offset <= _MAX_OFFSET or header["magic"].item() != b"n+1":
             raise ShardError(f"{path}: holds {dtype} from byte {offset}, and only plain numbers are read; convert it")
@@ -62,7 +69,7 @@ class Volume:
         return cls(path, shape, dtype, offset, float(slope or 1), float(intercept or 0), axes)
 
     def slices(self) -> Iterator[np.ndarray]:
-        """f32 [rows,columns] of each slice along the third axis: anterior up, the patient's right on the left."""
+        """Yield each slice along the third axis as f32 [rows,columns]: anterior up, the patient's right on the left."""
         width, height, depth = self.shape
         with closing(_bytes_of(self.path)) as file:
             _exactly(file, self.offset, self.path)
@@ -81,13 +88,19 @@ class Volume:
 
 
 def _bytes_of(path: Path) -> BinaryIO:
+    """Open a file, decompressed where it is gzip, but wait for no pipe and read no device."""
     try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ShardError(f"{path}: is not a regular file; put the volume itself there")
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        return gzip.open(path, "rb") if is_gzip else path.open("rb")  # type: ignore[return-value]
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; check the path") from None
 
 
 def _exactly(file: BinaryIO, size: int, path: Path) -> bytes:
+    """Return the next `size` bytes. ShardError where the file ends before."""
     data = _read(file, size, path)
     if len(data) != size:
         raise ShardError(f"{path}: ends before its header says; replace it")

@@ -1,4 +1,4 @@
-"""The progress bar of long work, on stderr."""
+"""A progress bar on stderr for work that takes long."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A function that moves the bar on by so many items."""
+    """Show a bar of `total` items while the context is open, and yield the function that advances it.
+
+    Args:
+        title: Text before the bar.
+        total: Number of items in all.
+        shown: Whether there is a bar at all.
+    """
     if not shown:
         yield lambda items: None
         return

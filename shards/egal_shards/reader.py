@@ -1,4 +1,4 @@
-"""A shard set to read from: samples by position, batches on a device, every byte checked on the way."""
+"""Reads a shard set: samples by position, and batches on a device. Every byte is checked."""
 
 import math
 import operator
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from egal_shards.transfer import Sent, Tensors, Transfer
 
 _READERS = 2  # threads that read ahead of the consumer of batches
-_AHEAD = 2  # runs of batches they may be ahead
-_RUN = 16e6  # bytes that a thread reads at a time, in batches but at least one
+_AHEAD = 2  # runs that they may be ahead
+_RUN = 16e6  # bytes in a run, which is what a thread reads at a time: full batches, at least one
 _AT_ONCE = 16  # shards that a run opens at a time
-_OPEN = 64  # shards that stay open for the next batches
+_OPEN = 64  # shards that stay open for the next runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,19 +41,19 @@ class Sample:
     """One sample as it was packed."""
 
     key: str
-    image: np.ndarray  # u8 or u16 [C,H,W]
+    image: np.ndarray  # uint8 or uint16 [C,H,W]
     roi: np.ndarray  # bool [H,W]
     has_roi: bool
     label: int
     group: str
-    split: str  # "pool" | "test"
+    split: str  # "pool" or "test"
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B samples on one device; `roi` is packed along y, `egal_shards.layout.unpack_rows` undoes it."""
+    """B samples on one device. `roi` is packed along y; `egal_shards.layout.unpack_rows` unpacks it."""
 
-    images: "torch.Tensor"  # u8 or u16 [B,C,H,W]
+    images: "torch.Tensor"  # uint8 or uint16 [B,C,H,W]
     roi: "torch.Tensor"  # int32 [B,W,ceil(H/32)]: bit y%32 of word y//32 of row x is pixel (y,x)
     has_roi: "torch.Tensor"  # bool [B]
     labels: "torch.Tensor"  # int64 [B]
@@ -63,17 +63,18 @@ class Batch:
 class ShardSet:
     """The samples of the shard set at a path or URL, in the order in which they were packed.
 
-    Opening checks manifest, index and shard sizes against each other; reading checks each sample against its digest.
-    Both raise ShardError. Files stay open only while batches are read, and the set can be pickled: it is opened again
-    where it arrives.
+    Opening checks manifest, index and shard sizes against each other. Reading checks each sample against its digest.
+    Both raise ShardError. Files stay open only while batches are read. A pickled set is opened again when it is
+    unpickled.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._open(str(path), "")
 
     def _open(self, where: str, digest: str) -> None:
+        """Open the set at a path or URL. A digest that is not empty is the one that its manifest must have."""
         self._transfers: dict[str, Transfer] = {}  # by device
-        self.where = where  # what opens the set again; of a URL, people may see `urls.shown`
+        self.where = where  # opens the set again; show people `urls.shown` of it, since a URL can hold secrets
         self.remote = _remote(where, digest) if is_url(where) else None
         if self.remote:
             self.path, self.manifest = self.remote.folder, self.remote.manifest
@@ -86,33 +87,36 @@ class ShardSet:
         _check_same(where, digest, self.manifest)
         for shard in self.manifest.shards:
             _check_size(self.path / shard.file, shard.bytes)
-        self.rows = Index.read(self.path, self.manifest)  # the index by column, for code; `index()` is for people
+        self.rows = Index.read(self.path, self.manifest)  # the index by column; `index()` returns it as a DataFrame
 
     def __reduce__(self) -> tuple[Callable[[str, str], "ShardSet"], tuple[str, str]]:
-        return _opened_again, (self.where if self.remote else str(self.path.absolute()), self.manifest.sha256)
+        return _reopen, (self.where if self.remote else str(self.path.absolute()), self.manifest.sha256)
 
     def __len__(self) -> int:
         return self.manifest.counts.samples
 
     @property
     def name(self) -> str:
+        """Return the name of the source that was packed."""
         return self.manifest.name
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes; label i is classes[i]."""
         return self.manifest.classes
 
     def index(self) -> "pd.DataFrame":
-        """One row a sample, in order: key, shard, label, group, split, roi_area (pixels), offsets and sha256."""
+        """Return one row per sample, in order: key, shard, offsets, label, group, split, roi_area (pixels), sha256."""
         import pandas as pd
 
         table = self.rows.table
         columns: dict[str, Any] = {name: table[name].to_numpy() for name in table.column_names}
         columns["offsets"] = np.fromiter(self.rows.offsets, object, len(self))
-        # Arrow strings make some numpy shuffles drop entries: plain str objects are safe
+        # Arrow strings lose entries in some shuffles of numpy; plain str objects do not
         return pd.DataFrame({name: pd.Series(column, dtype=column.dtype) for name, column in columns.items()})
 
     def __getitem__(self, i: SupportsIndex) -> Sample:
+        """Return sample i, checked. Raises ShardError where it is damaged, IndexError where there is no such i."""
         i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"sample {i} of a set of {len(self)}")
@@ -130,45 +134,57 @@ class ShardSet:
         )
 
     def batches(self, indices: Any, batch_size: int, device: "str | torch.device" = "cpu") -> Iterator[Batch]:
-        """Batches of the samples at these positions (1-d integers), in their order; the last may be short.
+        """Yield batches of the samples at these positions, in their order; the last batch can be smaller.
 
-        Two threads read and check ahead, in runs of 16 MB: as much memory stays while one batch of a run is kept, and
-        an error comes before the first batch of its run. To a CUDA device they copy from pinned memory on a stream of
-        their own, beside the consumer's kernels.
+        Two threads read and check ahead, in runs of 16 MB. The memory of a run is free again once no batch of it is
+        in use, and an error is raised before the first batch of its run. Copies to a CUDA device start from pinned
+        memory, on a stream of their own beside the kernels of the consumer. Raises ShardError.
+
+        Args:
+            indices: Positions of the samples, 1-d integers.
+            batch_size: Samples per batch.
+            device: Device of the tensors.
         """
-        wanted = np.asarray(indices)
-        if wanted.size and (wanted.ndim != 1 or wanted.dtype.kind not in "iu"):
-            raise ShardError(f"batches: indices must be 1-d integers, not {wanted.dtype} {list(wanted.shape)}")
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
-            raise ShardError(f"batches: indices {wanted.min()}…{wanted.max()} are not all in 0…{len(self) - 1}")
+        positions = np.asarray(indices)
+        if positions.size and (positions.ndim != 1 or positions.dtype.kind not in "iu"):
+            raise ShardError(f"batches: indices must be 1-d integers, not {positions.dtype} {list(positions.shape)}")
+        if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
+            low, high = positions.min(), positions.max()
+            raise ShardError(f"batches: indices {low}…{high} are not all in 0…{len(self) - 1}")
         if batch_size < 1:
             raise ShardError(f"batches: batch_size {batch_size} is below 1")
-        return self._batches(wanted.astype(np.int64), batch_size, self._transfer(str(device)))
+        return self._batches(positions.astype(np.int64), batch_size, self._transfer(str(device)))
 
-    def _batches(self, wanted: np.ndarray, batch_size: int, transfer: "Transfer") -> Iterator[Batch]:
+    def _batches(self, positions: np.ndarray, batch_size: int, transfer: "Transfer") -> Iterator[Batch]:
+        """Yield the batches of `batches`, whose arguments are checked by now."""
         from torch.profiler import record_function
 
-        checked, run = self._checked, min(self._run(batch_size), len(wanted))
-        opened = lru_cache(0 if self.remote else _OPEN)(self._opened)  # what is open cannot be evicted from a cache
+        checked, run = self._checked, min(self._run_samples(batch_size), len(positions))
+        # An open file cannot be evicted from the cache, so a remote set keeps none open
+        opened = lru_cache(0 if self.remote else _OPEN)(self._opened)
 
         def fill(blank: "tuple[np.ndarray, Tensors]") -> "tuple[np.ndarray, Sent]":
-            positions, tensors = blank
+            rows, tensors = blank
             with record_function("reading"):
-                self._fill(positions, opened, checked, tensors[0].numpy(), tensors[1].numpy())
-                return positions, transfer.send(tensors)
+                self._fill(rows, opened, checked, tensors[0].numpy(), tensors[1].numpy())
+                return rows, transfer.send(tensors)
 
-        # Each time that a thread lets go of the GIL others may take it: readers do as little under it as can be
-        runs = (wanted[i : i + run] for i in range(0, len(wanted), run or 1))
-        blanks = ((positions, self._blank(positions, run, transfer)) for positions in runs)
+        # The consumer makes the tensors, and readers hold the interpreter lock as little as possible: whenever a
+        # thread releases it, other threads can take it
+        runs = (positions[i : i + run] for i in range(0, len(positions), run or 1))
+        blanks = ((rows, self._blank(rows, run, transfer)) for rows in runs)
         with transfer, closing(ordered_map(fill, blanks, _READERS, _AHEAD)) as filled:
-            for positions, sent in filled:
-                tensors, keys = transfer.receive(sent), self.rows.keys(positions)
-                for i in range(0, len(positions), batch_size):
+            for rows, sent in filled:
+                tensors, keys = transfer.receive(sent), self.rows.keys(rows)
+                for i in range(0, len(rows), batch_size):
                     images, roi, has_roi, labels = (tensor[i : i + batch_size] for tensor in tensors)
                     yield Batch(images, roi, has_roi, labels, keys[i : i + batch_size])
 
-    def _run(self, batch_size: int) -> int:
-        """Samples that a thread reads at a time: of many batches where Python would take as long as the copies."""
+    def _run_samples(self, batch_size: int) -> int:
+        """Return the number of samples in a run.
+
+        Small batches share a run, since the Python code of a run would otherwise take as long as its copies.
+        """
         if not self._checked:
             return batch_size
         spec = self.manifest.image
@@ -177,14 +193,19 @@ class ShardSet:
         return batch_size * max(1, int(_RUN / (batch_size * (pixels + words))))
 
     def _blank(self, positions: np.ndarray, run: int, transfer: "Transfer") -> "Tensors":
-        """Tensors of a run, of which labels and has_roi are filled."""
+        """Return the tensors of a run: images and ROI words to be filled, has_roi and labels already filled."""
         import torch
 
         spec, samples = self.manifest.image, len(positions)
         images = transfer.empty((run, spec.channels, spec.size, spec.size), spec.dtype)[:samples]
         roi = transfer.empty((run, *layout.roi_shape(spec.size)), "int32")[:samples]
         has_roi, labels = self.rows.roi_area[positions] > 0, self.rows.label[positions]
-        return images, roi, torch.from_numpy(has_roi), torch.from_numpy(labels)  # too small for pinned memory to matter
+        return (
+            images,
+            roi,
+            torch.from_numpy(has_roi),
+            torch.from_numpy(labels),
+        )  # pinned memory would not help the small ones
 
     def _fill(
         self,
@@ -194,25 +215,25 @@ class ShardSet:
         images: np.ndarray,
         roi: np.ndarray,
     ) -> None:
-        """Images and ROI words of the samples at these positions."""
-        homes = self.rows.shard[positions]
-        shards = sorted(set(homes.tolist()))
-        for few in (shards[i : i + _AT_ONCE] for i in range(0, len(shards), _AT_ONCE)):
-            held = [opened(shard) for shard in few]
+        """Fill images and ROI words with the samples at these positions."""
+        shard_of = self.rows.shard[positions]
+        numbers = sorted(set(shard_of.tolist()))
+        for part in (numbers[i : i + _AT_ONCE] for i in range(0, len(numbers), _AT_ONCE)):
+            open_files = [opened(number) for number in part]
             descriptors = np.full(len(self.manifest.shards), -1)
-            descriptors[few] = [file.descriptor for file in held]
-            files = descriptors[homes]
-            rest = files >= 0
+            descriptors[part] = [file.descriptor for file in open_files]
+            files = descriptors[shard_of]
+            missing = files >= 0
             if checked:
-                rest &= ~checked.read(files, positions, images, roi)
-            for n in np.flatnonzero(rest):
+                missing &= ~checked.read(files, positions, images, roi)
+            for n in np.flatnonzero(missing):
                 sample = self._read(int(positions[n]), int(files[n]))
                 images[n], roi[n] = sample.image, sample.words.view("<i4")
                 if checked:
                     checked.remember(positions[n], images[n], roi[n])
 
     def _read(self, i: int, file: int) -> Decoded:
-        """Row i, from its open shard."""
+        """Return row i, read from its open shard and checked."""
         start, end = self.rows.span(i)
         try:
             span = os.pread(file, end - start, start)
@@ -228,7 +249,10 @@ class ShardSet:
         return self._transfers[device]
 
     def open_shard(self, number: int) -> FileIO:
-        """The shard's file; a remote one is fetched first, and not evicted from the cache before it is closed."""
+        """Return the open file of a shard.
+
+        A remote shard is fetched first. It is not evicted from the cache before the file is closed.
+        """
         if self.remote:
             return self.remote.open_shard(number)
         return FileIO(f"{self.path}/{self.manifest.shards[number].file}")
@@ -245,14 +269,14 @@ class ShardSet:
 
     @cached_property
     def _checked(self) -> "Checked | None":
-        """None where images have to be decoded, which takes longer than any digest."""
+        """Return the fingerprints, or None for PNG and JPEG, where decoding takes longer than the digest."""
         from egal_shards.rereading import Checked
 
         return Checked(self.rows.offsets) if self.manifest.image.format == "npy" else None
 
 
 class _Opened:
-    """A shard's file, which is closed once nobody refers to it."""
+    """The open file of a shard. It is closed once nothing refers to it."""
 
     def __init__(self, file: FileIO) -> None:
         self._file, self.descriptor = file, file.fileno()
@@ -262,27 +286,29 @@ class _Opened:
 
 
 def _remote(url: str, digest: str) -> "Remote":
-    from egal_shards.remote import Remote  # not before there is a URL: it needs POSIX file locks
+    from egal_shards.remote import Remote  # imported only for a URL, since it needs POSIX file locks
 
     return Remote(url, digest)
 
 
-def _opened_again(where: str, digest: str) -> ShardSet:
-    """The set that was pickled."""
+def _reopen(where: str, digest: str) -> ShardSet:
+    """Open a set again after pickling. Raises ShardError where its digest has changed."""
     shards = ShardSet.__new__(ShardSet)
     shards._open(where, digest)
     return shards
 
 
 def _check_same(where: str, digest: str, manifest: Manifest) -> None:
+    """Raise ShardError where a digest is given and the manifest has another one."""
     if digest and manifest.sha256 != digest:
-        raise ShardError(f"{shown(where)}: was changed since another process opened it; run it again")
+        raise ShardError(f"{shown(where)}: has changed since another process opened it; run it again")
 
 
 def _check_size(path: Path, size: int) -> None:
+    """Raise ShardError unless the file has this size in bytes."""
     try:
-        found = path.stat().st_size
+        actual = path.stat().st_size
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; copy or pack the set again") from None
-    if found != size:
-        raise ShardError(f"{path}: has {found} bytes, the manifest says {size}; copy or pack the set again")
+    if actual != size:
+        raise ShardError(f"{path}: has {actual} bytes, the manifest says {size}; copy or pack the set again")

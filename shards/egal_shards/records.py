@@ -1,38 +1,44 @@
-"""What a source hands to `pack`: records that load themselves, one at a time, in any thread or forked process."""
+"""The contract between a source and `pack`: records, each of which loads its own image and ROI.
+
+`pack` calls `Record.load` in any thread or forked process.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from egal_shards.errors import ShardError, did_you_mean
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image; x1 and y1 are exclusive
 
 
 @dataclass(frozen=True)
 class Raw:
-    """One decoded image with its ROI: a mask, or the union of boxes, or (neither) none."""
+    """One decoded image with its ROI: a mask, or the union of the boxes. Without both there is no ROI."""
 
-    image: (
-        np.ndarray
-    )  # [H,W] or [H,W,3]: uint8 or uint16 as stored, or float32, 0 (black) to 1 (white), through a window
+    # [H,W] or [H,W,3]: uint8 or uint16 as the file stores it, or float32 from 0 (black) to 1 (white) after a window
+    image: np.ndarray
     mask: np.ndarray | None  # bool [H,W]
     boxes: tuple[Box, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)  # what only the file tells, beside the `about` of its record
+    # known only once the file is read; added to the `about` of the record
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Record:
     """One sample before it is decoded."""
 
-    key: str  # unique in the source; 1 to 80 of A-Z a-z 0-9 _ -
+    key: str  # unique in the source; 1 to 80 characters of A-Z a-z 0-9 _ -
     label: str  # class name
-    group: str  # samples of one group (a patient) never span pool and test
-    file: str  # where the sample came from, for people: a path relative to the source
+    group: str  # the samples of one group (a patient) all go to one side of the split
+    file: str  # path relative to the source, shown to people in errors
     load: Callable[[], Raw]
     duplicates: str = ""  # near-duplicate group; "" = none
-    split: str = ""  # "pool" | "test" where the source fixes it, else ""
-    about: dict[str, Any] = field(default_factory=dict)  # JSON-able: what else is known; goes into the sample's json
+    split: str = ""  # "pool" or "test" where the source fixes the split, else ""
+    # other facts, as plain JSON values; they go into the sample's json
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,5 +48,22 @@ class Source:
     name: str
     classes: tuple[str, ...]  # label i is classes[i]
     records: Sequence[Record]
-    made: dict  # JSON-able: how the source was configured; goes into the manifest
-    channels: int | None = None  # set where they are no colours and must not be mixed: the one number to pack
+    made: dict  # the settings of the source, as plain JSON values; they go into the manifest
+    channels: int | None = None  # where channels are modalities, not colours: the one number that `pack` may be given
+
+    def of_classes(self, only: Sequence[str] = (), drop: Sequence[str] = ()) -> "Source":
+        """Return the source with the classes `only`, or without the classes `drop`; labels keep their order.
+
+        Raises ShardError for a class that the source does not have, or where no two classes are left.
+        """
+        for name in (*only, *drop):
+            if name not in self.classes:
+                hint = did_you_mean(name, self.classes)
+                raise ShardError(f"{self.name}: has no class {name!r}; {hint}it has {', '.join(self.classes[:10])}")
+        kept = tuple(name for name in self.classes if name not in drop and (not only or name in only))
+        if kept == self.classes:
+            return self
+        if len(kept) < 2:
+            raise ShardError(f"{self.name}: a comparison needs two classes, and {len(kept)} would be left; keep more")
+        records = [record for record in self.records if record.label in kept]
+        return replace(self, classes=kept, records=records, made=self.made | {"classes": list(kept)})

@@ -1,9 +1,9 @@
-"""Sets behind a URL: fetched when they are read, into a cache of verified files that processes share.
+"""Sets behind a URL, fetched when they are read into a cache of verified files that processes share.
 
-CACHE/<sha256 of the manifest>/ holds manifest.json, index.parquet and shards under their own names. A file gets its
-name once it is whole and matches the digest in the manifest; until then it is NAME.partial, which the next attempt goes
-on from. NAME.lock is locked by whoever fetches or evicts NAME, and NAME itself, shared, by whoever reads it. Locks end
-with their process.
+CACHE/<sha256 of the manifest>/ holds manifest.json, index.parquet and shards under their own names. While a file NAME
+is fetched it is called NAME.partial, and the next attempt continues from there. It gets its name once it is complete
+and matches the digest in the manifest. A process that fetches or evicts NAME locks NAME.lock; a process that reads
+NAME holds a shared lock on NAME itself. Locks end with their process.
 """
 
 import fcntl
@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from egal_shards.errors import ShardError
-from egal_shards.fetching import Changed, Passing, chunks
+from egal_shards.fetching import Changed, Transient, chunks
 from egal_shards.manifest import MANIFEST, MAX_MANIFEST, IndexFile, Manifest, ShardFile
 from egal_shards.threads import unwanted
 from egal_shards.urls import joined, shown
 
-CACHE_GB = 50.0  # of 10⁹ bytes: the limit where EGAL_CACHE_GB says nothing
+CACHE_GB = 50.0  # limit of the cache in 10⁹ bytes where EGAL_CACHE_GB is not set
 
-_TRIES = 5  # in a row without _PROGRESS
-_PROGRESS = 1 << 20  # bytes
-_DELAY = 0.5  # seconds before the second try, doubled for each one after
-_AHEAD = 2  # shards fetched ahead of the one that is read
+_TRIES = 5  # attempts in a row without _PROGRESS
+_PROGRESS = 1 << 20  # bytes of an attempt after which attempts are counted anew
+_DELAY = 0.5  # seconds before the second attempt; each later pause is twice as long
+_AHEAD = 2  # shards to fetch ahead of the one that is read
 _PARTIAL, _LOCK = ".partial", ".lock"
 _SET = re.compile(r"[0-9a-f]{64}")
 _EVICTABLE = re.compile(r"(shard-[0-9]{6}\.tar|index\.parquet)(\.partial)?")
@@ -43,8 +43,8 @@ _log = logging.getLogger(__name__)
 class Remote:
     """The files of the set at a URL, as open local files.
 
-    The manifest is read from the URL, so that a set which was changed there is another one here; or, with `digest`, its
-    SHA-256, from the cache if it is there.
+    The manifest is read from the URL, so that a set that has changed there gets a folder of its own in the cache.
+    With `digest`, the SHA-256 of the manifest, a manifest in the cache is used instead.
     """
 
     def __init__(self, url: str, digest: str = "") -> None:
@@ -55,25 +55,28 @@ class Remote:
             self.manifest = Manifest.parse(raw, joined(self.shown, MANIFEST))
             self.folder = self._cache / self.manifest.sha256
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _appear(self.folder / MANIFEST, raw)
-        self._checked: set[str] = set()  # files whose digest this process has seen to be right
-        self._recent: deque[int] = deque(maxlen=8)  # shards
-        self._fetching: set[int] = set()  # shards that a thread fetches ahead
+            _write_once(self.folder / MANIFEST, raw)
+        self._checked: set[str] = set()  # names of files whose digest this process has checked
+        self._recent: deque[int] = deque(maxlen=8)  # numbers of the shards read last
+        self._fetching: set[int] = set()  # numbers of the shards that a thread is fetching ahead
 
     def open(self, part: ShardFile | IndexFile) -> FileIO:
-        """A file of the set, whole and checked; it is not evicted before it is closed.
+        """Return a file of the set, open, complete and checked. It is not evicted before it is closed.
 
-        ShardError where it cannot be had.
+        Raises ShardError where it cannot be fetched.
         """
         with _disk_errors():
             return self._pinned(part) or self._fetched(part)
 
     def open_shard(self, number: int) -> FileIO:
-        """Shard `number`, likewise. Where shards are read in order, the next ones are fetched meanwhile."""
+        """Return the file of a shard as `open` does.
+
+        Where shards are read in order, threads fetch the next ones.
+        """
         shards = self.manifest.shards
         file = self.open(shards[number])
         if number == 0 or number - 1 in self._recent:
-            room = int(self._limit // shards[number].bytes) - 2  # for the one being read, and the one before
+            room = int(self._limit // shards[number].bytes) - 2  # besides this shard and the one before
             for ahead in range(number + 1, min(number + 1 + min(_AHEAD, room), len(shards))):
                 if ahead not in self._fetching and not (self.folder / shards[ahead].file).exists():
                     self._fetching.add(ahead)
@@ -82,15 +85,16 @@ class Remote:
         return file
 
     def _fetch_ahead(self, number: int) -> None:
+        """Fetch a shard in a thread."""
         try:
             self.open(self.manifest.shards[number]).close()
         except ShardError:
-            pass  # whoever reads the shard will meet the error, if it lasts
+            pass  # an error that lasts is raised when the shard is read
         finally:
             self._fetching.discard(number)
 
     def _pinned(self, part: ShardFile | IndexFile) -> FileIO | None:
-        """The cached file, locked against eviction; None where there is none, or a damaged one."""
+        """Return the cached file, locked against eviction, or None where it is missing or damaged."""
         path = self.folder / part.file
         try:
             file = FileIO(path)
@@ -99,12 +103,13 @@ class Remote:
         fcntl.flock(file, fcntl.LOCK_SH)
         state = os.fstat(file.fileno())
         if state.st_nlink and state.st_size == part.bytes and self._is_right(file, part):
-            os.utime(file.fileno())  # what is least recently used is evicted first
+            os.utime(file.fileno())  # the least recently used file is evicted first
             return file
         file.close()
         return None
 
     def _is_right(self, file: FileIO, part: ShardFile | IndexFile) -> bool:
+        """Return whether the digest of the file is right. Each process checks it once."""
         if part.file not in self._checked:
             if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
                 return False
@@ -113,21 +118,22 @@ class Remote:
         return True
 
     def _fetched(self, part: ShardFile | IndexFile) -> FileIO:
-        with _locked(self.folder / f"{part.file}{_LOCK}"):  # another process may just be fetching it
+        """Fetch a file into the cache and return it as `_pinned` does."""
+        with _locked(self.folder / f"{part.file}{_LOCK}"):  # another process may be fetching the file
             if file := self._pinned(part):
                 return file
             path, partial = self.folder / part.file, self.folder / f"{part.file}{_PARTIAL}"
             if path.exists():
-                _log.warning("%s: is damaged; it is fetched again", path)
+                _log.warning("%s: is damaged; fetching it again", path)
             self._download(part, partial)
             partial.rename(path)
             self._checked.add(part.file)
             if file := self._pinned(part):
                 return file
-        raise ShardError(f"{path}: vanished from the cache; do not delete files of it while it is used")
+        raise ShardError(f"{path}: vanished from the cache; do not delete files from the cache while it is in use")
 
     def _download(self, part: ShardFile | IndexFile, partial: Path) -> None:
-        """Fill `partial` with what the manifest describes."""
+        """Download the rest of a file to `partial` and check its digest. Wrong contents are fetched a second time."""
         url = joined(self.url, part.file)
         for remaining in (1, 0):
             done = partial.stat().st_size if partial.exists() else 0
@@ -145,13 +151,13 @@ class Remote:
                 partial.unlink()
                 if not remaining:
                     raise ShardError(
-                        f"{shown(url)}: {change}; the set at the URL is damaged or was changed: upload it again"
+                        f"{shown(url)}: {change}; the set at the URL is damaged or has changed: upload it again"
                     ) from None
-                _log.warning("%s: %s; fetched again from its beginning", shown(url), change)
+                _log.warning("%s: %s; fetching it again from its beginning", shown(url), change)
 
 
 def _cache() -> tuple[Path, float]:
-    """(folder, limit in bytes), as the environment says."""
+    """Return (folder, limit in bytes) of the cache, from EGAL_CACHE and EGAL_CACHE_GB."""
     folder = Path(os.environ.get("EGAL_CACHE") or Path.home() / ".cache" / "egal-bench")
     text = os.environ.get("EGAL_CACHE_GB") or str(CACHE_GB)
     try:
@@ -159,89 +165,93 @@ def _cache() -> tuple[Path, float]:
     except ValueError:
         limit = -1.0
     if not 0 < limit < math.inf:
-        raise ShardError(f"EGAL_CACHE_GB is {text!r}, not a size above 0 in GB (10⁹ bytes)")
+        raise ShardError(f"EGAL_CACHE_GB is {text!r}, not a size above 0 in GB (10⁹ bytes); {CACHE_GB:g} is usual")
     return folder.absolute(), limit
 
 
 def _cached_manifest(cache: Path, digest: str) -> bytes:
+    """Return the manifest with this digest from the cache, or b"" where the cache does not hold it."""
     path = cache / digest / MANIFEST
     raw = path.read_bytes() if digest and path.is_file() else b""
     return raw if hashlib.sha256(raw).hexdigest() == digest else b""
 
 
 def _fetched_manifest(url: str) -> bytes:
+    """Return the manifest of the set at a URL, at most MAX_MANIFEST + 1 bytes of it."""
     where = joined(url, MANIFEST)
     for delay in _delays():
         try:
             return b"".join(chunks(where, 0, MAX_MANIFEST + 1))
-        except (Passing, Changed) as fault:
+        except (Transient, Changed) as fault:
             _wait(where, fault, delay, "check the network and the URL")
     raise AssertionError("the last delay raises")
 
 
 def _receive(url: str, file: BinaryIO, size: int) -> None:
-    """Append to `file` until it has the `size` bytes of the file at `url`, in as many attempts as that takes."""
+    """Append to `file` until it has the `size` bytes of the file at `url`, in one attempt or several."""
     done = file.tell()
     while done < size:
         for delay in _delays():
             before = done
-            _check_wanted(url)
+            _stop_if_unwanted(url)
             try:
                 for data in chunks(url, done, size + 1):
                     file.write(data)
                     done += len(data)
-                    _check_wanted(url)
+                    _stop_if_unwanted(url)
                 if done < size:
-                    raise Passing(f"the connection ended after {done} of {size} bytes")
+                    raise Transient(f"the connection ended after {done} of {size} bytes")
                 break
-            except Passing as fault:
+            except Transient as fault:
                 if done - before >= _PROGRESS:
-                    break  # and count the attempts anew
-                _wait(url, fault, delay, f"{done} of {size} bytes are kept: run it again to go on from there")
+                    break  # out of the inner loop, so that attempts are counted anew
+                _wait(url, fault, delay, f"{done} of {size} bytes are kept: run it again to continue from there")
     if done > size:
-        raise Changed(f"it has more than the {size} bytes that the manifest says")
+        raise Changed(f"it has more than the {size} bytes in the manifest")
 
 
-def _check_wanted(url: str) -> None:
-    if unwanted():  # as after Ctrl-C, which waits for the threads that read
-        raise ShardError(f"{shown(url)}: nobody waits for it any more; what has come is kept")
+def _stop_if_unwanted(url: str) -> None:
+    """Raise ShardError where the consumer of this thread has left, for example by Ctrl-C, which waits for threads."""
+    if unwanted():
+        raise ShardError(f"{shown(url)}: the download was stopped; the bytes that arrived are kept")
 
 
 def _delays() -> Iterator[float | None]:
-    """Seconds to wait after each attempt; None after the last."""
+    """Yield the seconds to wait after each attempt, and None after the last one."""
     yield from (_DELAY * 2**i for i in range(_TRIES - 1))
     yield None
 
 
-def _wait(url: str, fault: Exception, delay: float | None, mend: str) -> None:
+def _wait(url: str, fault: Exception, delay: float | None, fix: str) -> None:
+    """Wait before the next attempt. Raises ShardError where there is none left."""
     if delay is None:
-        raise ShardError(f"{shown(url)}: {fault}, after {_TRIES} attempts; {mend}") from None
+        raise ShardError(f"{shown(url)}: {fault}, after {_TRIES} attempts; {fix}") from None
     _log.warning("%s: %s; next attempt in %g s", shown(url), fault, delay)
     time.sleep(delay)
 
 
-def _make_room(cache: Path, size: int, limit: float, what: str) -> None:
-    """Evict what was not used for longest until `size` more bytes fit, or all that is left is in use."""
+def _make_room(cache: Path, size: int, limit: float, file: str) -> None:
+    """Evict the least recently used files until `size` more bytes fit, or every file that is left is in use."""
     if size > limit:
-        raise ShardError(f"{cache}: {what} has {size} bytes, more than the cache may hold; raise EGAL_CACHE_GB")
-    found = []
+        raise ShardError(f"{cache}: {file} has {size} bytes, more than the cache may hold; raise EGAL_CACHE_GB")
+    files = []
     for path in cache.glob("*/*"):
         if _SET.fullmatch(path.parent.name) and _EVICTABLE.fullmatch(path.name):
             try:
                 state = path.stat()
             except FileNotFoundError:
                 continue  # another process evicted it
-            found.append((state.st_mtime_ns, path, state.st_size))
-    total = sum(held for _, _, held in found)
-    for _, path, held in sorted(found):
+            files.append((state.st_mtime_ns, path, state.st_size))
+    total = sum(size_on_disk for _, _, size_on_disk in files)
+    for _, path, size_on_disk in sorted(files):
         if total + size <= limit:
             return
         if _evicted(path):
-            total -= held
+            total -= size_on_disk
 
 
 def _evicted(path: Path) -> bool:
-    """Whether the file could be removed: nobody fetches or reads it."""
+    """Remove a file that no process fetches or reads. Return whether it was removed."""
     lock = path.with_name(path.name.removesuffix(_PARTIAL) + _LOCK)
     try:
         with lock.open("ab") as fetching, path.open("rb") as reading:
@@ -255,16 +265,17 @@ def _evicted(path: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made where it is missing."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do where a process was forked meanwhile
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile holds the file, too
 
 
-def _appear(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+def _write_once(path: Path, data: bytes) -> None:
+    """Write a file so that other processes see all of it or nothing."""
     if path.is_file() and path.read_bytes() == data:
         return
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
@@ -274,6 +285,7 @@ def _appear(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _disk_errors() -> Iterator[None]:
+    """Turn an OSError of the disk into a ShardError."""
     try:
         yield
     except OSError as error:

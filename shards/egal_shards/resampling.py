@@ -1,6 +1,6 @@
-"""Antialiased bilinear resizing of 8-bit images: Pillow's arithmetic, to the bit, in a third of its time.
+"""Antialiased bilinear resizing of 8-bit images, with Pillow's arithmetic to the bit.
 
-Pillow's order of rows and columns depends on its version, and so do its roundings; here rows always come first.
+Whether Pillow resizes rows or columns first depends on its version, and so do its roundings. Here rows come first.
 """
 
 from functools import lru_cache
@@ -8,17 +8,18 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-_BITS = 22  # of the fixed-point weights, as in Pillow's Resample.c
-_SWAPS = tuple(  # steps of the transposition of 8×8 bytes: rows apart, bits apart, the bytes that stay
+_BITS = 22  # behind the point of fixed-point weights, as in Pillow's Resample.c
+_SWAPS = tuple(  # steps that transpose 8×8 bytes: distance in rows, distance in bits, mask of the bytes that stay
     (rows, np.uint64(8 * rows), np.uint64(mask))
     for rows, mask in ((1, 0x00FF00FF00FF00FF), (2, 0x0000FFFF0000FFFF), (4, 0x00000000FFFFFFFF))
 )
 
 
 def resample(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """u8 [rows,columns] or [rows,columns,3] of u8 [H,W] or [H,W,3]: each row first, then each column, both rounded.
+    """Return u8 [H,W] or [H,W,3] resized to u8 [rows,columns] or [rows,columns,3].
 
-    A pixel is the mean of what lies under it, weighted by a triangle as wide as two pixels of the larger grid.
+    Each row is resized first, then each column, and both results are rounded. A pixel is the mean of the pixels below
+    it, weighted by a triangle as wide as two pixels of the coarser grid.
     """
     if columns != image.shape[1]:
         image = _swapped(_along_rows(_swapped(image), columns))
@@ -26,14 +27,14 @@ def resample(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _along_rows(image: np.ndarray, size: int) -> np.ndarray:
-    """u8 [size,…] of u8 [N,…]."""
+    """Return u8 [N,…] resized along its first axis to u8 [size,…]."""
     first, weights = _triangles(len(image), size)
     flat = np.ascontiguousarray(image).reshape(len(image), -1)
     return _weighted(flat, first, weights).reshape(size, *image.shape[1:])
 
 
 def _swapped(image: np.ndarray) -> np.ndarray:
-    """u8 [W,H] or [W,H,3] of [H,W] or [H,W,3]."""
+    """Return [H,W] or [H,W,3] with its first two axes exchanged."""
     if image.ndim == 3 or image.shape[0] % 8 or image.shape[1] % 8:
         return image.swapaxes(0, 1)
     return _transposed(np.ascontiguousarray(image).view(np.uint64))
@@ -41,7 +42,10 @@ def _swapped(image: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _triangles(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(first input int64 [size], weights int32 [size,taps], of sum 2²²) of each output; weights past the end are 0."""
+    """Return, for each output, (its first input i64 [size], its weights i32 [size,taps] of sum 2²²).
+
+    Weights past the end of the input are 0.
+    """
     scale = count / size
     reach = max(scale, 1.0)
     centre = (np.arange(size) + 0.5) * scale
@@ -56,7 +60,7 @@ def _triangles(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @njit(nogil=True, cache=True)
 def _weighted(image: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """u8 [size,M]: sums of rows of u8 [N,M]."""
+    """Return weighted sums of the rows of u8 [N,M], u8 [size,M]."""
     out = np.empty((len(first), image.shape[1]), np.uint8)
     total = np.empty(image.shape[1], np.int32)
     for i in range(len(first)):
@@ -74,7 +78,7 @@ def _weighted(image: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.n
 
 @njit(nogil=True, cache=True)
 def _transposed(words: np.ndarray) -> np.ndarray:
-    """u8 [8N,8M] of the rows u64 [8M,N], by blocks of 8×8 bytes in eight words: Hacker's Delight, 7-3."""
+    """Return the transpose u8 [8N,8M] of rows of words u64 [8M,N], by blocks of 8×8 bytes (Hacker's Delight, 7-3)."""
     out = np.empty((8 * words.shape[1], len(words) // 8), np.uint64)
     block = np.empty(8, np.uint64)
     for column in range(words.shape[1]):

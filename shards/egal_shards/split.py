@@ -1,4 +1,4 @@
-"""Pool and test, split by unit: a unit is all that groups and near-duplicates tie together."""
+"""The split into pool and test by units: a unit is all samples that groups and near-duplicates tie together."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,12 @@ import numpy as np
 from egal_shards.errors import ShardError
 from egal_shards.records import Record
 
-_DRAWS = 100  # before giving up on a data set whose units tie its classes together
+_DRAWS = 100  # then give up: the units of the data set tie its classes together
 
 
 @dataclass(frozen=True)
 class Split:
-    """Share of the samples to hold out for testing, and the seed of the draw."""
+    """The share of the samples to hold out for testing, and the seed of the draw."""
 
     test: float = 0.3
     seed: int = 0
@@ -34,12 +34,14 @@ class _Unit:
 
 
 def assign(records: Sequence[Record], classes: Sequence[str], split: Split) -> tuple[list[str], list[str]]:
-    """("pool" | "test" of each record, name of each record's unit).
+    """Return ("pool" or "test" for each record, name of the unit of each record).
 
-    Units are the connected components of records that share a group or a near-duplicate group, named after their
-    smallest group. Every unit has the same chance `split.test` of the test set, whatever its size; units are drawn
-    systematically along strata (rarest class, size), so that class and sample shares come out close to it. Each class
-    ends up on both sides. Where the source fixes the split, that one is checked and kept.
+    Units are the connected components of records that share a group or a near-duplicate group. A unit is named after
+    its smallest group. Every unit has the same chance `split.test` of the test set, whatever its size. Units are drawn
+    systematically along strata (rarest class, size), so that the shares of classes and samples come close to
+    `split.test`. Each class is on both sides. A split that the source fixes is checked and kept.
+
+    Raises ShardError where no such split exists.
     """
     names = _unit_names(records)
     fixed = [record.split for record in records]
@@ -54,6 +56,7 @@ def assign(records: Sequence[Record], classes: Sequence[str], split: Split) -> t
 
 
 def _unit_names(records: Sequence[Record]) -> list[str]:
+    """Return the name of the unit of each record, by union-find over groups and near-duplicate groups."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def root(node: tuple[str, str]) -> tuple[str, str]:
@@ -74,6 +77,7 @@ def _unit_names(records: Sequence[Record]) -> list[str]:
 
 
 def _units(records: Sequence[Record], names: Sequence[str]) -> dict[str, _Unit]:
+    """Return the units by name, given the name of the unit of each record."""
     samples = Counter(names)
     labels: dict[str, set[str]] = {name: set() for name in samples}
     for record, name in zip(records, names, strict=True):
@@ -86,29 +90,30 @@ def _check_classes(units: dict[str, _Unit], records: Sequence[Record], classes: 
     for label in classes:
         holders = [unit for unit in units.values() if label in unit.classes]
         if samples[label] < 2:
+            count = f"{samples[label]} sample{'s' * (samples[label] != 1)}"
             raise ShardError(
-                f"split: class {label!r} has {samples[label]} samples, and pool and test need one each; "
-                "add some, or leave the class out"
+                f"split: class {label!r} has {count}, and pool and test need one each; add some, or pack without it: --drop-class"
             )
         if len(holders) < 2:
             raise ShardError(
                 f"split: all {samples[label]} samples of class {label!r} are in one group ({holders[0].name!r}), and "
-                "no group may span pool and test; use a finer group column, or leave the class out"
+                "no group may span pool and test; use a finer group column, or pack without the class: --drop-class"
             )
 
 
 def _check_fixed(records: Sequence[Record], names: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise ShardError unless the fixed split cuts no unit and has every class on both sides."""
     sides: dict[str, str] = {}
     seen = set()
     for record, name in zip(records, names, strict=True):
         if record.split not in ("pool", "test"):
             raise ShardError(
-                f"split: {record.file} has split {record.split!r} while others have theirs fixed; "
-                "give every sample pool or test, or none"
+                f"split: {record.file} has split {record.split!r}, and other samples have pool or test; "
+                "give every sample pool or test, or no sample"
             )
         if sides.setdefault(name, record.split) != record.split:
             raise ShardError(
-                f"split: group {name!r} (with its near-duplicates) spans pool and test, for one at {record.file}; "
+                f"split: group {name!r} (with its near-duplicates) spans pool and test, at {record.file} for example; "
                 "move it to one side"
             )
         seen.add((record.label, record.split))
@@ -121,7 +126,7 @@ def _check_fixed(records: Sequence[Record], names: Sequence[str], classes: Seque
 
 
 def _draw(units: Sequence[_Unit], split: Split) -> set[str]:
-    """Names of the units in the test set."""
+    """Return the names of the units to put into the test set."""
     rng = np.random.default_rng(split.seed)
     for _ in range(_DRAWS):
         held_out = {units[i].name for i in _systematic(units, split.test, rng)}
@@ -129,13 +134,16 @@ def _draw(units: Sequence[_Unit], split: Split) -> set[str]:
             return held_out
     raise ShardError(
         f"split: no draw of {_DRAWS} put every class on both sides, because groups tie the classes together; "
-        "use a finer group column, or fix the split yourself"
+        "use a finer group column, or a column that gives the split"
     )
 
 
 def _systematic(units: Sequence[_Unit], share: float, rng: np.random.Generator) -> Iterator[int]:
-    """Positions of a systematic sample from a random start: each unit with probability `share`, and from any run of n
-    units that follow each other n·share of them, to within one. Units of like size and class follow each other."""
+    """Yield the positions of a systematic sample of the units, drawn from a random start.
+
+    Units are ordered by class and size. Each unit is drawn with probability `share`, and any n consecutive units
+    contribute n·share of them, to within one.
+    """
     holders = Counter(label for unit in units for label in unit.classes)
     strata = [min((holders[label], label) for label in unit.classes) for unit in units]
     order = sorted(rng.permutation(len(units)), key=lambda i: (strata[i], units[i].samples.bit_length()))
@@ -144,8 +152,11 @@ def _systematic(units: Sequence[_Unit], share: float, rng: np.random.Generator) 
 
 
 def _repair(units: Sequence[_Unit], held_out: set[str], rng: np.random.Generator) -> bool:
-    """Move units across, at random, until each class is on both sides. False where no move can bring that about."""
-    counts = {True: Counter[str](), False: Counter[str]()}  # units of each class: in test, in the pool
+    """Move random units to the other side until each class is on both sides. Return False where no move can do that."""
+    counts = {
+        True: Counter[str](),
+        False: Counter[str](),
+    }  # units per class in the test set (True) and in the pool (False)
     for unit in units:
         counts[unit.name in held_out].update(unit.classes)
     for label in sorted({label for unit in units for label in unit.classes}):

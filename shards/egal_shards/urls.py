@@ -1,4 +1,7 @@
-"""URLs of shard sets: what may be shown of them, and how they are joined. None of it touches a network."""
+"""URLs of shard sets: how they are joined, and how they are shown without their secrets.
+
+Nothing here touches a network.
+"""
 
 import re
 from pathlib import Path
@@ -10,12 +13,15 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"()<>]+")
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a set is named by a URL, not by a folder."""
+    """Return whether the path of a set is a URL, not a folder."""
     return "://" in str(path)
 
 
 def split_url(url: str) -> SplitResult:
-    """Its parts. ShardError, without the URL since that may hold secrets, where it is none."""
+    """Return the parts of a URL.
+
+    Raises ShardError where it is not valid. The message leaves the URL out, since a URL can hold secrets.
+    """
     try:
         return urlsplit(url)
     except ValueError as error:
@@ -23,7 +29,7 @@ def split_url(url: str) -> SplitResult:
 
 
 def shown(path: str | Path) -> str:
-    """A path as it is, and of a URL what is no secret: neither user, password, query (signatures) nor fragment."""
+    """Return the path as it is, or a URL without user, password, query (signatures) and fragment."""
     if not is_url(path):
         return str(path)
     try:
@@ -34,12 +40,12 @@ def shown(path: str | Path) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text with its URLs as `shown`."""
+    """Return the text with every URL in it replaced by `shown(url)`."""
     return _URL.sub(lambda url: shown(url[0]), text)
 
 
 def set_name(path: str | Path) -> str:
-    """The last part of the path of a folder or URL."""
+    """Return the name of a set: the last part of the path of its folder or URL."""
     if not is_url(path):
         return Path(path).resolve().name
     parts = split_url(str(path))
@@ -47,6 +53,6 @@ def set_name(path: str | Path) -> str:
 
 
 def joined(url: str, file: str) -> str:
-    """The URL of a file of the set at `url`, with the same query."""
+    """Return the URL of a file in the set at `url`, with the same query."""
     parts = split_url(url)
     return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{file}", parts.query, ""))

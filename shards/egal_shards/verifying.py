@@ -1,4 +1,4 @@
-"""Every byte of a shard set against what its manifest and index say of it."""
+"""Checks every byte of a shard set against its manifest and its index."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from egal_shards.threads import cores, ordered_map
 
 @dataclass(frozen=True)
 class Report:
-    """What was verified: counts, and bytes of all shards."""
+    """The numbers of samples and shards that were verified, and the bytes of all shards."""
 
     samples: int
     shards: int
@@ -27,18 +27,22 @@ class Report:
 
 
 def verify(path: str | Path, progress: bool = True) -> Report:
-    """Counts of a set of which every byte has been read, checked and decoded.
+    """Read, check and decode every byte of a set, and return its counts.
 
-    ShardError names shard and sample of the first problem: files missing or added, members that the index does not
-    know, bytes that differ from a digest, arrays that are not what the manifest declares, json or ROI area that
-    disagree with the index. Shards are read in parallel, each once, front to back.
+    Raises ShardError, with the names of shard and sample, for the first problem: files missing or added, members that
+    the index does not list, bytes that differ from a digest, arrays that are not what the manifest declares, json or
+    ROI area that disagree with the index. Shards are read in parallel, each once, from front to back.
+
+    Args:
+        path: Folder or URL of the set.
+        progress: Whether to show a progress bar on stderr.
     """
     shards = ShardSet(path)
     manifest = shards.manifest
     known = {MANIFEST, INDEX, *(shard.file for shard in manifest.shards)}
     for entry in [] if shards.remote else sorted(shards.path.iterdir()):
         if entry.name not in known:
-            raise ShardError(f"{entry}: is no part of the set; remove it")
+            raise ShardError(f"{entry}: is not part of the set; move it elsewhere")
     numbers = range(len(manifest.shards))
     with progress_bar(f"verify {shards.name}", len(shards), progress) as advance:
         for samples in ordered_map(lambda number: _verify_shard(shards, number), numbers, cores(), cores()):
@@ -47,19 +51,20 @@ def verify(path: str | Path, progress: bool = True) -> Report:
 
 
 class _Tape:
-    """A shard read front to back, hashed on the way."""
+    """A shard that is read from front to back, and hashed at the same time."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.digest = file, hashlib.sha256()
 
     def read(self, size: int) -> bytes:
+        """Return the next bytes, at most `size`."""
         data = self._file.read(size)
         self.digest.update(data)
         return data
 
 
 def _verify_shard(shards: ShardSet, number: int) -> int:
-    """Samples in the shard."""
+    """Verify a shard and return the number of its samples."""
     index, declared = shards.rows, shards.manifest.shards[number]
     rows = np.flatnonzero(index.shard == number)
     with shards.open_shard(number) as file:
@@ -67,9 +72,9 @@ def _verify_shard(shards: ShardSet, number: int) -> int:
         for i in rows:
             _verify_sample(shards, int(i), tape, declared.file)
         ending = 0
-        while rest := tape.read(1 << 20):
-            ending += len(rest)
-            if any(rest):
+        while block := tape.read(1 << 20):
+            ending += len(block)
+            if any(block):
                 raise ShardError(f"{declared.file}: holds bytes after its last sample; copy or pack the set again")
     if ending < 2 * layout.BLOCK or tape.digest.hexdigest() != declared.sha256:
         raise ShardError(f"{declared.file}: does not match its digest in the manifest; copy or pack the set again")
@@ -77,6 +82,7 @@ def _verify_shard(shards: ShardSet, number: int) -> int:
 
 
 def _verify_sample(shards: ShardSet, i: int, tape: _Tape, shard: str) -> None:
+    """Verify row i of the index, whose members come next on the tape."""
     index, manifest = shards.rows, shards.manifest
     key = index.text("key", i)
     where = f"{shard}: sample {key}"
@@ -87,9 +93,9 @@ def _verify_sample(shards: ShardSet, i: int, tape: _Tape, shard: str) -> None:
 
 
 def _read_member(tape: _Tape, name: str, size: int, where: str) -> bytes:
-    """The payload of the member that starts here."""
+    """Return the payload of the member that comes next on the tape."""
     check_header(tape.read(layout.BLOCK), name, size, where)
     payload = tape.read(size)
     if any(tape.read(layout.padded(size) - size)):
-        raise ShardError(f"{where}: padding of member {name} is not 0; copy or pack the set again")
+        raise ShardError(f"{where}: the padding of member {name} is not 0; copy or pack the set again")
     return payload

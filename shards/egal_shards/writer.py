@@ -1,4 +1,4 @@
-"""Encoded samples into the files of a set: shards as they fill, then index and manifest."""
+"""Writes the files of a set: shards as they fill up, then the index, then the manifest."""
 
 import hashlib
 import os
@@ -12,25 +12,37 @@ from egal_shards.errors import ShardError
 from egal_shards.index import SCHEMA, index_bytes
 from egal_shards.manifest import INDEX, MANIFEST, manifest_bytes, shard_name
 
-_END = bytes(2 * layout.BLOCK)  # what closes a tar
+_END = bytes(2 * layout.BLOCK)  # the end marker of a tar
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sample ready to be written."""
+    """A sample that is ready to be written."""
 
-    row: dict[str, Any]  # of the index, but for its shard; offsets count from the sample's first byte
-    data: bytes  # its members
+    row: dict[str, Any]  # of the index, without its shard; offsets count from the first byte of the sample
+    data: bytes  # its tar members
+    notes: tuple[str, ...] = ()  # what was noticed when it was read
 
 
 def encode(
-    key: str, about: layout.SampleJson, roi_area: int, image: bytes, roi: bytes, image_format: layout.ImageFormat
-) -> Encoded:
-    """A sample of these payloads (roi: empty where there is none). ShardError where its json is too long."""
-    text = about.to_bytes()
+    key: str, contents: layout.SampleJson, roi_area: int, image: bytes, roi: bytes, image_format: layout.ImageFormat,
+    notes: tuple[str, ...] = (),
+) -> Encoded:  # fmt: skip
+    """Return the sample with these payloads. Raises ShardError where its json is too long.
+
+    Args:
+        key: Key of the sample.
+        contents: Contents of its json.
+        roi_area: Pixels of the ROI; 0 without an ROI.
+        image: Payload of the image.
+        roi: Payload of the ROI; empty without an ROI.
+        image_format: Format of the image payload.
+        notes: What was noticed when the sample was read.
+    """
+    text = contents.to_bytes()
     if len(text) > layout.MAX_SAMPLE_JSON:
         raise ShardError(
-            f"{about.file}: has too many boxes ({len(about.boxes)}) to be stored; merge them or use a mask"
+            f"{contents.file}: has too many boxes ({len(contents.boxes)}) to be stored; merge them or use a mask"
         )
     names = iter(layout.members(key, image_format, roi_area > 0))
     blocks: list[bytes] = []
@@ -43,14 +55,14 @@ def encode(
             blocks += [layout.member_header(next(names), len(payload)), payload, bytes(-len(payload) % layout.BLOCK)]
             end += layout.BLOCK + layout.padded(len(payload))
     row = {
-        "key": key, "offsets": offsets, "label": about.label, "group": about.group, "split": about.split,
+        "key": key, "offsets": offsets, "label": contents.label, "group": contents.group, "split": contents.split,
         "roi_area": roi_area, "sha256": digest.digest(),
     }  # fmt: skip
-    return Encoded(row, b"".join(blocks))
+    return Encoded(row, b"".join(blocks), notes)
 
 
 class SetWriter:
-    """Writes shards of at most `shard_bytes` (but of one sample at least) into a folder."""
+    """A writer of a set into a folder, in shards of at most `shard_bytes` or of one sample."""
 
     def __init__(self, folder: Path, shard_bytes: float) -> None:
         self._folder, self._shard_bytes = folder, shard_bytes
@@ -66,7 +78,7 @@ class SetWriter:
             self._file.close()
 
     def add(self, sample: Encoded) -> None:
-        """Append a sample to the open shard, or to a new one where it would not fit."""
+        """Append a sample to the open shard, or to a new shard where it does not fit."""
         base = self._make_room(len(sample.data))
         self._append(sample.data)
         self._shards[-1]["samples"] += 1
@@ -86,28 +98,30 @@ class SetWriter:
             "splits": {split: splits[split] for split in layout.SPLITS},
             "classes": {name: labels[label] for label, name in enumerate(classes)},
         }
-        described = {"file": INDEX, "bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()}
-        fields |= {"classes": classes, "counts": counts, "shards": self._shards, "index": described}
+        index_file = {"file": INDEX, "bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()}
+        fields |= {"classes": classes, "counts": counts, "shards": self._shards, "index": index_file}
         _write(self._folder / MANIFEST, manifest_bytes(fields))
 
     def _make_room(self, size: int) -> int:
-        """Where the next `size` bytes begin in the shard that will take them."""
+        """Open a new shard where `size` more bytes do not fit. Return the offset at which they will begin."""
         if self._file is None or self._shards[-1]["bytes"] + size + len(_END) > self._shard_bytes:
             self._finish_shard()
             name = shard_name(len(self._shards))
-            # Large writes make large pages in the cache, which are read faster
+            # Large writes make large pages in the page cache, which are faster to read
             self._file = (self._folder / name).open("xb", buffering=1 << 20)
             self._digest = hashlib.sha256()
             self._shards.append({"file": name, "bytes": 0, "samples": 0})
         return self._shards[-1]["bytes"]
 
     def _append(self, data: bytes) -> None:
+        """Append bytes to the open shard."""
         assert self._file is not None
         self._file.write(data)
         self._digest.update(data)
         self._shards[-1]["bytes"] += len(data)
 
     def _finish_shard(self) -> None:
+        """Write the end of the open shard, if there is one, and close it."""
         if self._file is None:
             return
         self._append(_END)
@@ -122,7 +136,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _close(file: BinaryIO) -> None:
-    """Close a file once its bytes are on the disk."""
+    """Flush a file to the disk and close it."""
     file.flush()
     os.fsync(file.fileno())
     file.close()

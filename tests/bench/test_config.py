@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from egal_bench.config import PRESETS, Config, flag_of, resolve
+from egal_bench.config import MAX_CONFIG_BYTES, PRESETS, Config, flag_of, resolve
 from egal_bench.errors import BenchError
 
 
-def test_flags_override_the_file_which_overrides_the_preset_which_overrides_the_defaults(tmp_path):
+def test_flags_override_file_preset_and_defaults_in_this_order(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("budget: 11\nrounds: 2\nlambda: 0.25\nempty-roi: zero\n")
     config = resolve({"rounds": "3"}, "quick", file)
@@ -16,7 +16,7 @@ def test_flags_override_the_file_which_overrides_the_preset_which_overrides_the_
     assert config.threshold == Config().threshold
 
 
-def test_what_is_written_as_config_yaml_gives_the_same_config(tmp_path):
+def test_written_config_yaml_gives_the_same_config(tmp_path):
     config = resolve({"shards": ("a", "b"), "lambda": "0.5", "out": "x"}, "paper")
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)))
@@ -29,7 +29,7 @@ def test_paper_preset_spends_570_labels():
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"init": "0"}, "--init: .*greater than or equal to 1"),
         ({"seeds": "two"}, "--seeds: .*integer"),
@@ -37,25 +37,41 @@ def test_paper_preset_spends_570_labels():
         ({"lambda": "nan"}, "--lambda: .*finite"),
         ({"threshold": "1.5"}, "--threshold: "),
         ({"regime": "frozne"}, "--regime: .*'finetune' or 'frozen'"),
-        ({"strategies": "random,random"}, "--strategies: one is named twice"),
+        ({"strategies": "random,random"}, "--strategies: 'random' is named twice"),
+        ({"shards": ("a", "b", "b")}, "--shards: 'b' is named twice"),
+        ({"strategies": ""}, "--strategies: .*at least 1"),
         ({"empty_roi": "skip"}, "--empty-roi: .*'zero', 'mean' or 'exclude'"),
+        ({"explain_convention": "gradcam"}, "--explain-convention: .*did you mean 'grad-cam'"),
+        ({"device": "cuda:first"}, "--device: "),
         ({"buget": "3"}, "unknown field 'buget': did you mean 'budget'"),
     ],
 )
-def test_a_bad_value_is_refused_by_its_flag(flags, says):
-    with pytest.raises(BenchError, match=says):
+def test_bad_value_is_refused_by_its_flag(flags, message):
+    with pytest.raises(BenchError, match=message):
         resolve(flags)
 
 
+def test_commas_inside_a_specification_do_not_separate_strategies():
+    config = resolve({"strategies": "egal(lambda=0.3,empty-roi=zero), random"})
+    assert config.strategies == ("egal(lambda=0.3,empty-roi=zero)", "random")
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "!!python/object/apply:os.system ['true']"])
-def test_a_file_that_is_no_configuration_is_named(tmp_path, text):
+def test_file_that_is_no_configuration_is_named(tmp_path, text):
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(BenchError, match=r"c\.yaml"):
         resolve({}, None, file)
 
 
-def test_an_unknown_preset_is_answered_with_the_nearest():
+def test_huge_file_is_not_read(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(b"#" * (MAX_CONFIG_BYTES + 1))
+    with pytest.raises(BenchError, match=rf"c\.yaml: larger than {MAX_CONFIG_BYTES} bytes"):
+        resolve({}, None, file)
+
+
+def test_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(BenchError, match="unknown preset 'papr': did you mean 'paper'"):
         resolve({}, "papr")
 
@@ -67,10 +83,17 @@ def test_every_field_is_described_for_its_flag():
     assert flag_of("lambda_") == "--lambda"
 
 
-def test_identity_follows_what_decides_the_numbers_and_nothing_else():
-    one = Config()
+def test_identity_follows_what_decides_the_numbers_only():
+    default = Config()
     same = Config(workers=7, out="elsewhere", seeds=9, strategies=("margin",), shards=("x",))
-    assert one.identity(manifest="m") == same.identity(manifest="m")
-    assert one.identity(manifest="m") != one.identity(manifest="n")
+    assert default.identity(manifest="m") == same.identity(manifest="m")
+    assert default.identity(manifest="m") != default.identity(manifest="n")
     for change in ({"lambda_": 0.5}, {"budget": 61}, {"threads": 2}, {"threshold": 0.6}, {"backbone": "resnet34"}):
-        assert Config(**change).identity(manifest="m") != one.identity(manifest="m"), change
+        assert Config(**change).identity(manifest="m") != default.identity(manifest="m"), change
+
+
+def test_training_options_are_refused_where_nothing_is_trained():
+    for name, value in {"explain_loss": 0.5, "early_stop": 0.2, "warm_start": True, "class_balance": True}.items():
+        with pytest.raises(BenchError, match=f"{flag_of(name)}: belongs to --regime finetune"):
+            resolve({"regime": "frozen", name: value})
+        assert Config(**{name: value}).identity() != Config().identity()

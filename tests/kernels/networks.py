@@ -1,4 +1,4 @@
-"""Real networks as the libraries' maps and ours are compared on: random weights, perturbed batch norms."""
+"""Real networks, with random weights and perturbed batch norms, on which maps are compared with those of libraries."""
 
 import timm
 import torch
@@ -7,7 +7,7 @@ CLASSES = 5
 
 
 class Trunk(torch.nn.Module):
-    """A timm network as feature map → global average pool → linear, the map being that of one module."""
+    """A timm network as feature map → global average pooling → linear. The feature map is the output of one module."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -23,12 +23,13 @@ class Trunk(torch.nn.Module):
         torch.nn.init.normal_(head.weight, 0, 0.1)
         torch.nn.init.normal_(head.bias)
         self.trunk, self.head = net, head
-        self.features = torch.nn.Identity()  # the target layer: its output is what forward_features gives
+        self.features = torch.nn.Identity()  # the target layer, whose output is that of forward_features
 
     def forward(self, images):
         return self.head(self.features(self.trunk.forward_features(images)).mean((2, 3)))
 
 
 def smooth_images(n, size):
+    """Return n smooth random images, [n, 3, *size]."""
     coarse = torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     return torch.nn.functional.interpolate(coarse, size, mode="bicubic")

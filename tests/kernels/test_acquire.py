@@ -1,4 +1,4 @@
-"""`acquire` against per-pixel loops in binary64, and at the edges: ties, constants, empties, non-finite samples."""
+"""`acquire` against loops over pixels in binary64, and ties, constant maps, empty ROIs, non-finite samples."""
 
 import math
 
@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egal_kernels import acquire, pack_roi
-from kernels.kernel_oracle import linear_head, truth
+from kernels.oracle import linear_head, truth
+from kernels.problems import COUNTS, seeds
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-COUNTS = ("intersection", "cam_area", "roi_area")
 
 
 @st.composite
 def problems(draw):
-    """Arguments of `acquire` for a few images of odd sizes, with the choice of a linear or any other head."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    """Arguments of `acquire` for a few images of odd sizes, with a linear or any other head."""
+    rng = np.random.default_rng(draw(seeds))
     side, large = st.sampled_from([1, 2, 3, 5, 7]), st.sampled_from([1, 2, 5, 13, 31, 33])
     b, c, k = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 8, 17])), draw(st.integers(1, 4))
     h, w, height, width = draw(side), draw(side), draw(large), draw(large)
@@ -48,7 +48,7 @@ def problems(draw):
 
 @given(problems())
 @settings(deadline=None, max_examples=150)
-def test_equals_the_per_pixel_loops_up_to_rounding(problem):
+def test_it_equals_loops_over_pixels_up_to_rounding(problem):
     features, head, roi, threshold = problem
     linear = head["weight"] is not None
     out = acquire(features, roi=pack_roi(roi), threshold=threshold, backend="reference", **head)
@@ -89,7 +89,7 @@ def test_equals_the_per_pixel_loops_up_to_rounding(problem):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_on_well_conditioned_maps_hardly_a_pixel_is_near_the_threshold(dtype):
+def test_well_conditioned_maps_have_the_exact_counts(dtype):
     rng = np.random.default_rng(3)
     features = torch.from_numpy(np.maximum(rng.normal(size=(4, 8, 7, 7)), 0)).to(dtype)
     weight = torch.from_numpy(rng.uniform(0.1, 1, size=(2, 8)))
@@ -107,8 +107,8 @@ def test_on_well_conditioned_maps_hardly_a_pixel_is_near_the_threshold(dtype):
     assert pixels > 1000
 
 
-def one(cam, size, roi=None, threshold=0.5, dtype=torch.float32):
-    """`acquire` of one image whose class map is `cam` (a nested list), one class, ROI full unless given."""
+def acquire_map(cam, size, roi=None, threshold=0.5, dtype=torch.float32):
+    """Return `acquire` of one image and one class, whose class map is the nested list `cam`; by default a full ROI."""
     features = torch.tensor(cam, dtype=dtype)[None, None]
     roi = torch.ones(1, *size, dtype=torch.bool) if roi is None else roi[None]
     return acquire(features, None, None, pack_roi(roi), threshold=threshold,
@@ -118,38 +118,38 @@ def one(cam, size, roi=None, threshold=0.5, dtype=torch.float32):
 @pytest.mark.parametrize("value", [-3.0, 0.0, 1e-30, 1.0, 3e38])
 @pytest.mark.parametrize("shape", [(1, 1), (4, 3)])
 def test_a_constant_or_nowhere_positive_map_is_all_zeros(value, shape):
-    out = one(np.full(shape, value).tolist(), (9, 11))
+    out = acquire_map(np.full(shape, value).tolist(), (9, 11))
     assert (int(out.cam_area), int(out.intersection), int(out.roi_area)) == (0, 0, 99)
     assert float(out.soft_area) == 99
     assert float(out.soft_intersection) == 0
     assert float(out.soft_dice()) == 0
-    assert int(one(np.full(shape, value).tolist(), (9, 11), threshold=0).cam_area) == 99  # 0 ≥ 0
+    assert int(acquire_map(np.full(shape, value).tolist(), (9, 11), threshold=0).cam_area) == 99  # 0 ≥ 0
 
 
 def test_a_negative_map_with_one_positive_cell_is_that_cell():
-    out = one([[-5.0, -5.0], [-5.0, 2.0]], (2, 2))
+    out = acquire_map([[-5.0, -5.0], [-5.0, 2.0]], (2, 2))
     assert (int(out.cam_area), int(out.intersection)) == (1, 1)
     assert float(out.soft_intersection) == pytest.approx(1, abs=3e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_threshold_zero_takes_every_pixel_and_one_takes_none(dtype):
+def test_threshold_0_counts_every_pixel_and_1_none(dtype):
     cam = [[0.0, 1.0], [2.0, 3.0]]
-    assert int(one(cam, (8, 8), threshold=0, dtype=dtype).cam_area) == 64
-    assert int(one(cam, (8, 8), threshold=1, dtype=dtype).cam_area) == 0  # 1e-7 keeps the peak below 1
+    assert int(acquire_map(cam, (8, 8), threshold=0, dtype=dtype).cam_area) == 64
+    assert int(acquire_map(cam, (8, 8), threshold=1, dtype=dtype).cam_area) == 0  # 1e-7 keeps the peak below 1
 
 
-def test_grad_cam_carries_the_one_over_hw_of_average_pooling():
+def test_the_reference_includes_the_factor_1_over_hw():
     features = torch.tensor([[[[0.0, 0.0], [0.0, 4e-14]]]])  # so faint that the 1e-7 of min-max shows the scale
     out = acquire(features, torch.ones(1, 1), None, pack_roi(torch.ones(1, 2, 2, dtype=torch.bool)))
     # 4e-14/4 → 1e-14/(1e-7 + 1e-14) = 1e-7 → 1e-7/(1e-7 + 1e-7)
     assert float(out.soft_intersection) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_down_sampling_picks_without_antialiasing():
+def test_down_sampling_does_not_antialias():
     cam = torch.arange(16.0).reshape(4, 4).tolist()
     # sources 0.5 and 2.5: means of 2×2 cells, 2.5, 4.5, 10.5, 12.5 → 0, .2, .8, 1
-    out = one(cam, (2, 2), threshold=0.7)
+    out = acquire_map(cam, (2, 2), threshold=0.7)
     assert int(out.cam_area) == 2
     assert float(out.soft_intersection) == pytest.approx(2.0, abs=1e-6)
 
@@ -186,7 +186,7 @@ def test_entropy_is_stable_for_huge_logits(logits, expected):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("where", ["features", "silent channel", "logits", "alpha"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_a_sample_that_is_not_finite_is_marked_and_its_neighbours_are_untouched(value, dtype, where, backend):
+def test_a_non_finite_sample_is_marked_and_spoils_no_other(value, dtype, where, backend):
     rng = np.random.default_rng(4)
     features = torch.from_numpy(rng.normal(size=(3, 5, 3, 3))).to(dtype)
     weight = torch.from_numpy(rng.normal(size=(2, 5)))
@@ -222,12 +222,12 @@ def test_a_batch_over_many_chunks_equals_its_samples_one_by_one(monkeypatch):
     mask = torch.from_numpy(rng.random((7, 12, 9)) < 0.5)
     classes = torch.from_numpy(rng.integers(3, size=7))
     monkeypatch.setitem(reference.CHUNK_PIXELS, "cpu", 2 * 12 * 9)  # chunks of 2, 2, 2 and 1
-    whole = acquire(features, weight, bias, pack_roi(mask), classes=classes)
+    batch = acquire(features, weight, bias, pack_roi(mask), classes=classes)
     for i in range(7):
         j = slice(i, i + 1)
         single = acquire(features[j], weight, bias, pack_roi(mask[j]), classes=classes[j])
-        for name in vars(whole):
-            torch.testing.assert_close(getattr(whole, name)[j], getattr(single, name), rtol=1e-12, atol=1e-12)
+        for name in vars(batch):
+            torch.testing.assert_close(getattr(batch, name)[j], getattr(single, name), rtol=1e-12, atol=1e-12)
 
 
 def test_an_empty_batch_gives_empty_fields():
@@ -236,7 +236,7 @@ def test_an_empty_batch_gives_empty_fields():
     assert out.dice().shape == (0,)
 
 
-def test_inputs_are_left_as_they_were_and_no_gradient_is_kept():
+def test_inputs_are_unchanged_and_results_need_no_gradient():
     features = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     before = features.detach().clone()
     out = acquire(features, torch.ones(2, 3), None, pack_roi(torch.ones(2, 4, 4, dtype=torch.bool)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from egal_kernels import acquire, pack_roi
+from egal_kernels import ArgumentError, acquire, pack_roi
 
 FIELDS = ("logits", "entropy", "predicted", "intersection", "cam_area", "roi_area", "soft_intersection", "soft_area")
 
@@ -22,7 +22,7 @@ def operands(features, weight, bias, roi, classes=None, alpha=None, logits=None,
 @pytest.mark.parametrize(
     ("dtype", "backend"), [(torch.float32, "cpu"), (torch.float16, "reference"), (torch.float64, "auto")]
 )
-def test_opcheck_of_a_linear_head(dtype, backend):
+def test_the_operator_passes_opcheck_for_a_linear_head(dtype, backend):
     features, weight, bias, roi = arguments(dtype)
     classes = torch.tensor([0, 1, 1])
     torch.library.opcheck(
@@ -32,22 +32,22 @@ def test_opcheck_of_a_linear_head(dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_opcheck_of_any_head(dtype):
+def test_the_operator_passes_opcheck_for_any_head(dtype):
     features, _, _, roi = arguments(dtype)
     head = {"alpha": torch.randn(3, 5, dtype=dtype), "logits": torch.randn(3, 4, dtype=dtype)}
     torch.library.opcheck(torch.ops.egal_kernels.acquire.default, operands(features, None, None, roi, **head))
 
 
-def test_a_graph_compiled_whole_gives_the_eager_result():
+def test_a_compiled_graph_gives_the_eager_result():
     def step(features, weight, bias, roi):
         out = acquire(features.relu(), weight, bias, roi, threshold=0.3)
         return out, out.entropy + 0.5 * (1 - out.dice("one"))
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for batch in (3, 6):  # the second with a dynamic batch
-        given = arguments(batch=batch)
-        out, score = compiled(*given)
-        expected, expected_score = step(*given)
+        values = arguments(batch=batch)
+        out, score = compiled(*values)
+        expected, expected_score = step(*values)
         for name in FIELDS:
             assert torch.equal(getattr(out, name), getattr(expected, name)), name
         assert torch.equal(score, expected_score)
@@ -62,7 +62,7 @@ def test_no_gradient_flows_through_the_operator():
 def test_the_range_of_classes_is_checked_in_a_graph_too():
     features, weight, bias, roi = arguments()
     compiled = torch.compile(acquire, fullgraph=True, backend="aot_eager")
-    with pytest.raises(ValueError, match=r"classes: expected values in \[0, 2\), got 7"):
+    with pytest.raises(ArgumentError, match=r"classes: expected values in \[0, 2\), got 7"):
         compiled(features, weight, bias, roi, classes=torch.tensor([0, 7, 1]))
 
 

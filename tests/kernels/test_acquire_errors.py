@@ -1,21 +1,21 @@
-"""What `acquire` refuses, and that it says why."""
+"""Wrong arguments of `acquire`, and the errors that name them."""
 
 import re
 
 import pytest
 import torch
 
-from egal_kernels import acquire, pack_roi
+from egal_kernels import ArgumentError, acquire, pack_roi
 
 
 def arguments(**changes):
-    given = {
+    right = {
         "features": torch.zeros(2, 3, 4, 4),
         "weight": torch.zeros(5, 3),
         "bias": torch.zeros(5),
         "roi": pack_roi(torch.zeros(2, 8, 8, dtype=torch.bool)),
     }
-    return given | changes
+    return right | changes
 
 
 ANY_HEAD = {"weight": None, "bias": None, "alpha": torch.zeros(2, 3), "logits": torch.zeros(2, 5)}
@@ -67,26 +67,19 @@ ANY_HEAD = {"weight": None, "bias": None, "alpha": torch.zeros(2, 3), "logits": 
     ],
 )
 def test_wrong_arguments_are_named(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
+    with pytest.raises(ArgumentError, match=re.escape(message)) as error:
         acquire(**arguments(**changes))
     assert "\n" not in str(error.value)
 
 
-def test_the_arguments_these_tests_spoil_are_right():
+def test_the_unspoiled_arguments_are_accepted():
     for changes in ({}, ANY_HEAD, {"classes": torch.tensor([4, 0]), "backend": "reference", "threshold": 1}):
         out = acquire(**arguments(**changes))
         assert out.logits.shape[0] == len(out.predicted) == 2
         assert (out.predicted >= 0).all()
 
 
-def test_dice_names_the_nearest_policy():
+def test_dice_suggests_the_nearest_policy():
     out = acquire(**arguments())
-    with pytest.raises(ValueError, match="empty: unknown value 'zeros'; did you mean 'zero'"):
+    with pytest.raises(ArgumentError, match="empty: unknown value 'zeros'; did you mean 'zero'"):
         out.dice("zeros")
-
-
-def test_every_named_convention_has_a_recipe():
-    from egal_kernels.acquisition.conventions import RECIPES
-    from egal_kernels.conventions import CONVENTIONS
-
-    assert RECIPES.keys() == CONVENTIONS.keys()

@@ -1,43 +1,28 @@
-"""The Triton backend: its results, in a process that asks for the interpreter; its choice; what is lost without it."""
+"""The Triton backend of `acquire`: its results in the interpreter; how it is chosen; what is lost without it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from egal_kernels import acquire, pack_roi
-from egal_kernels.backends import choose
-
-pytest.importorskip("triton", reason="Triton is not installed (it is on Linux only)")
+from egal_kernels.shared.backends import OPS, choose
+from kernels.triton_tools import assert_passes_interpreted
 
 
 def test_in_the_interpreter_it_equals_the_reference():
-    cases = Path(__file__).with_name("triton_interpreted.py")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--disable-warnings", "-p", "no:cacheprovider", str(cases)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-20_000:] + run.stderr
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout
+    assert_passes_interpreted("acquire_interpreted.py", r"\d+")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the script would check it for minutes")
-def test_without_a_gpu_the_script_that_checks_one_says_so():
+def test_without_a_gpu_the_script_that_checks_one_says_so(run_script):
     script = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("no GPU here")
+    code = f"import runpy, sys; sys.argv = ['gpu_check.py']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    assert run_script(code)[0].startswith("no GPU here")
 
 
-def test_auto_takes_triton_for_half_and_single_precision_on_a_gpu_only():
-    for op in ("acquisition", "loss"):
+def test_auto_chooses_by_device_and_dtype():
+    for op in OPS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             assert choose(op, "auto", torch.device("cuda:1"), dtype) == "triton"
             assert choose(op, "auto", torch.device("xpu"), dtype) == "reference"
@@ -45,11 +30,12 @@ def test_auto_takes_triton_for_half_and_single_precision_on_a_gpu_only():
         assert choose(op, "auto", torch.device("cuda"), torch.float64) == "reference"
 
 
-def test_without_triton_one_warning_says_what_is_lost():
+def test_without_triton_one_warning_says_what_is_lost(run_script):
     script = """
 import sys, warnings, torch
 sys.modules["triton"] = None
-from egal_kernels.backends import choose
+from egal_kernels import ArgumentError
+from egal_kernels.shared.backends import choose
 gpu = torch.device("cuda"), torch.float32
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -57,11 +43,10 @@ with warnings.catch_warnings(record=True) as caught:
 print(*(w.message for w in caught))
 try:
     choose("acquisition", "triton", *gpu)
-except ValueError as error:
+except ArgumentError as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    warned, refused = run.stdout.splitlines()
+    warned, refused = run_script(script)
     assert warned.count("Triton is not installed, so the Triton backend is off") == 1
     assert "full resolution" in warned
     assert refused == "backend: 'triton' needs Triton, which is not installed: pip install triton, or choose 'auto'"

@@ -1,4 +1,4 @@
-"""Every convention against its library where maps are awkward: constant, one peak in a corner, negative, tied peaks."""
+"""Every convention against its library on awkward maps: constant, one peak in a corner, negative, tied peaks."""
 
 import pytest
 import torch
@@ -22,9 +22,9 @@ MAPS = {
 
 
 class Planted(Trunk):
-    """A real network, the first channel of whose last feature map is replaced by a map, the others by 0.
+    """A real network whose last feature map is replaced: its first channel by one of MAPS, the others by 0.
 
-    Which map: the first pixel of an image says. The first weight of each class is 1, so class maps are exact.
+    The first pixel of an image is the index of its map. The first weight of each class is 1, so class maps are exact.
     """
 
     def __init__(self):
@@ -55,7 +55,7 @@ def network():
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("convention", ["grad-cam", *sorted(PEERS)])
-def test_awkward_maps_have_the_library_s_counts(network, convention, backend):
+def test_awkward_maps_have_the_counts_of_the_library(network, convention, backend):
     net, images, classes = network
     peer = {"grad-cam": pytorch_grad_cam, **PEERS}[convention](net, images, classes).detach()
     flat = ["constant", "zero"] if convention == "captum" else ["negative", "constant", "zero"]
@@ -68,7 +68,7 @@ def test_awkward_maps_have_the_library_s_counts(network, convention, backend):
     for threshold in (0.25, 0.45, 0.75):
         out = acquire(features, net.head.weight, net.head.bias, pack_roi(roi), threshold=threshold, classes=classes,
                       convention=convention, backend=backend)  # fmt: skip
-        edge = ((peer - threshold).abs() <= 4e-6).sum((1, 2))  # rounding of another order of operations
+        edge = ((peer - threshold).abs() <= 4e-6).sum((1, 2))  # the library rounds in another order
         for count, mask in ((out.cam_area, peer >= threshold), (out.intersection, (peer >= threshold) & roi)):
             assert ((count - mask.sum((1, 2))).abs() <= edge).all()
         assert edge.sum() <= 0.01 * peer.numel()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from egal_kernels import cam_loss, pack_roi
+from egal_kernels import ArgumentError, cam_loss, pack_roi
 
 
 def arguments(dtype=torch.float32, batch=3, channels_last=False):
@@ -18,27 +18,27 @@ def arguments(dtype=torch.float32, batch=3, channels_last=False):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_opcheck(dtype, channels_last):
+def test_the_operator_passes_opcheck(dtype, channels_last):
     features, weight, roi, classes = arguments(dtype, channels_last=channels_last)
-    rest = roi.bits, roi.height, classes, "grad-cam", "cpu"
-    torch.library.opcheck(torch.ops.egal_kernels.cam_loss.default, (features, weight, *rest, True))
-    torch.library.opcheck(torch.ops.egal_kernels.cam_loss.default, (features, weight.detach(), *rest, False))
+    options = roi.bits, roi.height, classes, "grad-cam", "cpu"
+    torch.library.opcheck(torch.ops.egal_kernels.cam_loss.default, (features, weight, *options, True))
+    torch.library.opcheck(torch.ops.egal_kernels.cam_loss.default, (features, weight.detach(), *options, False))
 
 
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_opcheck_of_the_backward_operator(wanted):
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+def test_the_backward_operator_passes_opcheck(needed):
     features, weight, roi, classes = arguments()
     forward = torch.ops.egal_kernels.cam_loss
     _, slope, moment = forward(features, weight, roi.bits, roi.height, classes, "grad-cam", "cpu", True)
     saved = torch.rand(3), weight.detach(), classes, slope.detach(), moment.detach()
     backward = torch.ops.egal_kernels.cam_loss_backward.default
     for channels_last in (False, True):
-        torch.library.opcheck(backward, (*wanted, *saved, torch.bfloat16, channels_last, "cpu"))
+        torch.library.opcheck(backward, (*needed, *saved, torch.bfloat16, channels_last, "cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-def test_a_graph_compiled_whole_gives_the_eager_loss_and_gradients(dtype):
+def test_a_compiled_graph_gives_the_eager_gradients(dtype):
     def step(features, weight, roi, classes):
         return cam_loss(features * 2, weight, roi, classes, convention="monai").mean()
 
@@ -56,7 +56,7 @@ def test_a_graph_compiled_whole_gives_the_eager_loss_and_gradients(dtype):
 def test_the_range_of_classes_is_checked_in_a_graph_too():
     features, weight, roi, _ = arguments()
     compiled = torch.compile(cam_loss, fullgraph=True, backend="aot_eager")
-    with pytest.raises(ValueError, match=r"classes: expected values in \[0, 2\), got 7"):
+    with pytest.raises(ArgumentError, match=r"classes: expected values in \[0, 2\), got 7"):
         compiled(features, weight, roi, torch.tensor([0, 7, 1]))
 
 

@@ -1,6 +1,6 @@
 """The `torchcam`, `monai`, `captum` and `author` conventions against the libraries, with a full backward pass each.
 
-`pytest tests/kernels/test_convention_conformance.py -s` prints the figures of kernels/README.md.
+`pytest tests/kernels/test_convention_conformance.py -s` prints the figures of docs/kernels.md.
 """
 
 from itertools import product
@@ -14,7 +14,7 @@ from monai.visualize import GradCAM as MonaiGradCAM
 from torchcam.methods import GradCAM as TorchGradCAM
 
 from egal_kernels import acquire, pack_roi
-from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels.shared.recipes import RECIPES
 from kernels.networks import CLASSES, Trunk, smooth_images
 
 THRESHOLDS = (0.25, 0.5, 0.75)
@@ -29,13 +29,13 @@ def torchcam(net, images, classes):
 
 
 def monai(net, images, classes):
-    """One image at a time: a batch of MONAI's shares one class."""
+    """Return MONAI's maps, one image at a time, since a batch of MONAI's shares one class."""
     cam = MonaiGradCAM(nn_module=net, target_layers="features", postprocessing=ScaleIntensity())
     return torch.cat([cam(images[i : i + 1], class_idx=int(k))[0] for i, k in enumerate(classes)])
 
 
 def captum(net, images, classes):
-    """Captum's map, scaled by its extremes: it leaves the scale to its user."""
+    """Return Captum's maps, scaled by their extremes, since Captum leaves the scale to its user."""
     low = LayerGradCam(net, net.features).attribute(images, classes)
     full = LayerAttribution.interpolate(low, tuple(images.shape[2:]), "bilinear")[:, 0].detach()
     low, high = full.amin((1, 2), keepdim=True), full.amax((1, 2), keepdim=True)
@@ -43,7 +43,7 @@ def captum(net, images, classes):
 
 
 def author(net, images, classes):
-    """From the description: gradients of the features averaged to weights, ReLU, bilinear, min-max."""
+    """Return maps by the description: gradients of the features averaged to weights, ReLU, bilinear, min-max."""
     features = net.trunk.forward_features(images)
     features.retain_grad()
     net.head(features.mean((2, 3))).gather(1, classes[:, None]).sum().backward()
@@ -58,7 +58,7 @@ PEERS = {"torchcam": torchcam, "monai": monai, "captum": captum, "author": autho
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1][0]}x{case[1][1]}")
 def network(request):
-    """(name, net, images, feature map, classes)."""
+    """A real network, as (name, net, images, feature map, classes)."""
     name, size = request.param
     net, images = Trunk(name).eval(), smooth_images(2 * CLASSES, size)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def network(request):
 
 
 @pytest.mark.parametrize("convention", sorted(PEERS))
-def test_thresholded_maps_are_those_of_the_library(network, convention):
+def test_thresholded_maps_equal_those_of_the_library(network, convention):
     name, net, images, features, classes = network
     weight, bias = net.head.weight.detach(), net.head.bias.detach()
     peer = PEERS[convention](net, images, classes)
@@ -79,7 +79,7 @@ def test_thresholded_maps_are_those_of_the_library(network, convention):
     assert not ours[~positive].any() or convention == "captum"  # a constant map is zeros
     peer = torch.where(positive[:, None, None] | (convention == "captum"), peer, 0)
     difference = (ours - peer).abs().max().item()
-    assert difference < 1e-5  # the library's forward pass of one image rounds other than ours of a batch
+    assert difference < 1e-5  # a library that runs one image at a time rounds its features differently
 
     flips = sum(int(((ours >= threshold) != (peer >= threshold)).sum()) for threshold in THRESHOLDS)
     pixels = len(THRESHOLDS) * ours.numel()
@@ -97,7 +97,7 @@ def test_thresholded_maps_are_those_of_the_library(network, convention):
 
 
 def test_the_conventions_threshold_different_pixels(network):
-    """Else the tests above could not tell them apart."""
+    """Otherwise the tests above could not tell the conventions apart."""
     _, net, images, features, classes = network
     class_map = torch.einsum("nc,nchw->nhw", net.head.weight.detach()[classes], features)
     areas = {}
@@ -107,7 +107,7 @@ def test_the_conventions_threshold_different_pixels(network):
     assert not torch.equal(areas["captum"], areas["grad-cam"])
 
 
-def test_monais_default_is_our_map_upside_down(network):
+def test_the_default_of_monai_is_the_inverted_map(network):
     _, net, images, _, classes = network
     upright = monai(net, images, classes)
     default = MonaiGradCAM(nn_module=net, target_layers="features")

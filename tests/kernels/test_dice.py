@@ -7,7 +7,7 @@ from monai.metrics import DiceHelper, compute_dice
 from torchmetrics.functional.segmentation import dice_score
 
 from egal_kernels import Acquisition, acquire, pack_roi
-from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels.shared.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,14 @@ def case():
     return out, cam, cam >= 0.5, roi
 
 
-def test_dice_is_that_of_monai_which_has_nan_for_an_empty_roi(case):
+def test_dice_equals_monai_which_has_nan_for_an_empty_roi(case):
     out, _, hit, roi = case
     expected = compute_dice(hit[:, None].float(), roi[:, None].float(), ignore_empty=True)[:, 0]
     assert expected.isnan().any()
     torch.testing.assert_close(out.dice("nan"), expected, rtol=2e-7, atol=0, equal_nan=True)
 
 
-def test_the_counts_give_monais_other_policy_too(case):
+def test_the_counts_also_give_the_other_policy_of_monai(case):
     out, _, hit, roi = case
     expected = DiceHelper(ignore_empty=False, get_not_nans=False, num_classes=1, include_background=True,
                           reduction="none")(hit[:, None].float(), roi[:, None].float())[:, 0]  # fmt: skip
@@ -39,14 +39,14 @@ def test_the_counts_give_monais_other_policy_too(case):
     torch.testing.assert_close(out.dice("zero").masked_fill(both_empty, 1), expected, rtol=2e-7, atol=0)
 
 
-def test_dice_is_that_of_torchmetrics_where_a_roi_is_there(case):
+def test_dice_equals_torchmetrics_for_samples_with_a_roi(case):
     out, _, hit, roi = case
     seen = roi.flatten(1).any(1)
     expected = dice_score(hit[seen, None].long(), roi[seen, None].long(), num_classes=1, average="none")
     torch.testing.assert_close(out.dice()[seen], expected.flatten(), rtol=2e-7, atol=0)
 
 
-def test_soft_dice_is_its_definition_in_binary64(case):
+def test_soft_dice_equals_its_definition_in_binary64(case):
     out, cam, _, roi = case
     cam, roi = cam.double().numpy(), roi.numpy()
     with np.errstate(invalid="ignore"):
@@ -57,7 +57,7 @@ def test_soft_dice_is_its_definition_in_binary64(case):
 
 
 @pytest.mark.parametrize(("empty", "value"), [("zero", 0.0), ("one", 1.0)])
-def test_a_policy_speaks_for_every_empty_roi_and_for_no_other(case, empty, value):
+def test_a_policy_applies_to_empty_rois_only(case, empty, value):
     out, _, _, roi = case
     none = ~roi.flatten(1).any(1)
     assert {bool(n) for n in out.cam_area[none] == 0} == {True, False}  # both-empty and one-empty are among them
@@ -66,7 +66,7 @@ def test_a_policy_speaks_for_every_empty_roi_and_for_no_other(case, empty, value
         assert torch.equal(policy[~none], plain[~none])
 
 
-def test_an_empty_cam_on_a_roi_is_a_dice_of_zero_under_every_policy(case):
+def test_an_empty_cam_on_a_roi_has_dice_zero(case):
     out, _, hit, roi = case
     blind = ~hit.flatten(1).any(1) & roi.flatten(1).any(1)
     assert blind.any()
@@ -74,8 +74,8 @@ def test_an_empty_cam_on_a_roi_is_a_dice_of_zero_under_every_policy(case):
         assert (out.dice(empty)[blind] == 0).all()
 
 
-def test_a_perfectly_centred_cam_scores_by_the_area_of_its_roi():
-    """The table of kernels/README.md: one hot cell of 7×7 under centred square ROIs of 224² images."""
+def test_dice_of_a_centred_cam_depends_on_the_roi_area():
+    """The table of docs/kernels.md: one hot cell of 7×7 under centred square ROIs of 224² images."""
     features = torch.zeros(4, 1, 7, 7)
     features[:, 0, 3, 3] = 1
     half = torch.tensor([7, 14, 28, 57])[:, None, None]  # sides of 14 to 114 pixels: .4, 1.6, 6.3, 25.9 % of the image

@@ -9,16 +9,16 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from egal_kernels import acquire, explain, pack_roi
-from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels import ArgumentError, acquire, explain, pack_roi
 from egal_kernels.methods import METHODS
+from egal_kernels.shared.recipes import RECIPES
 from kernels.networks import CLASSES, Trunk, smooth_images
 
 PEERS = {"grad-cam": GradCAM, "grad-cam++": GradCAMPlusPlus, "hirescam": HiResCAM, "layercam": LayerCAM}
 
 
 class Prototypes(nn.Module):
-    """−distance of the L2-normalised embedding to each class's prototype."""
+    """A head whose logits are minus the distances of the normalised embedding to the prototype of each class."""
 
     def __init__(self, channels):
         super().__init__()
@@ -31,7 +31,7 @@ class Prototypes(nn.Module):
 
 
 class Parts(nn.Module):
-    """A trunk and a head, as modules of their own."""
+    """A network of a trunk and a head."""
 
     def __init__(self, trunk, head):
         super().__init__()
@@ -83,13 +83,13 @@ SIZE = (96, 64)  # maps of 3×2
 
 
 def network(name):
-    """(net in float64, layer name, images, classes)."""
+    """Return (net in float64, layer name, images, classes)."""
     build, at = CASES[name]
     return build().eval().double(), at, smooth_images(3, SIZE).double(), torch.tensor([3, 0, 4])
 
 
 def full_backward(net, at, images, classes):
-    """Activation of `at` and its gradient, image by image, by a backward pass through the whole network."""
+    """Return the output of `at` and its gradient, image by image, by a backward pass through the whole network."""
     kept = []
 
     def keep(module, args, output):
@@ -104,13 +104,13 @@ def full_backward(net, at, images, classes):
         logits[0, k].backward()
         results.append((kept[-1][1][0], kept[-1][0].grad[0], logits[0].detach()))
     handle.remove()
-    assert next(net.parameters()).grad.abs().sum() > 0  # it did reach the first layer
+    assert next(net.parameters()).grad.abs().sum() > 0  # the pass reached the first layer
     net.zero_grad()
     return [torch.stack(column) for column in zip(*results, strict=True)]
 
 
 def definition(method, a, g):
-    """The map [h, w] of one sample by its paper's formula, channel by channel; a and g [C, h, w]."""
+    """Return the map [h, w] of one sample by its paper's formula, channel by channel; a and g are [C, h, w]."""
     total = torch.zeros_like(a[0])
     for a_c, g_c in zip(a, g, strict=True):
         if method == "grad-cam":
@@ -130,7 +130,7 @@ def maps_of(explanation):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_backward_pass_of_the_whole_network_gives_the_same(name):
+def test_maps_equal_a_backward_pass_of_the_whole_network(name):
     net, at, images, classes = network(name)
     features, gradient, logits = full_backward(net, at, images, classes)
     for method in METHODS:
@@ -146,7 +146,7 @@ def test_a_backward_pass_of_the_whole_network_gives_the_same(name):
 
 
 @pytest.mark.parametrize("name", list(CASES)[:5])  # the library loses activations that are overwritten in place
-def test_maps_are_those_of_pytorch_grad_cam(name):
+def test_maps_equal_pytorch_grad_cam(name):
     net, at, images, classes = network(name)
     for method in METHODS:
         with PEERS[method](model=net, target_layers=[net.get_submodule(at)]) as cam:
@@ -204,7 +204,7 @@ def test_the_trunk_is_neither_recorded_nor_differentiated():
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_head_alone_gives_what_the_network_gives_under_any_grad_mode(context, method):
+def test_a_head_alone_equals_the_network_in_any_grad_mode(context, method):
     net = on_resnet(mlp()).eval()
     whole = explain(net, smooth_images(3, 64), at="trunk", method=method)
     with context():
@@ -219,7 +219,7 @@ def test_a_head_alone_gives_what_the_network_gives_under_any_grad_mode(context, 
     assert torch.equal(features, before)  # though the head begins in place
 
 
-def test_the_predicted_class_is_explained_unless_classes_are_given():
+def test_the_predicted_class_is_explained_by_default():
     torch.manual_seed(2)
     head, features = Prototypes(6).eval(), torch.randn(5, 6, 3, 4)
     ours = explain(head, features)
@@ -230,7 +230,7 @@ def test_the_predicted_class_is_explained_unless_classes_are_given():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_samples_do_not_mix_and_what_is_not_finite_stays_with_its_sample(method):
+def test_samples_do_not_affect_each_other(method):
     torch.manual_seed(3)
     head, features = Prototypes(6).eval().double(), torch.randn(5, 6, 3, 4, dtype=torch.float64)
     spoiled = features.clone()
@@ -260,7 +260,7 @@ def test_half_precision_heads_give_alpha_in_float32(method, dtype, channels_last
     assert error < 0.05 * maps_of(wide).abs().max()
 
 
-def test_where_a_gradient_vanishes_grad_cam_plus_plus_is_zero():
+def test_grad_cam_plus_plus_of_a_zero_gradient_is_zero():
     features = torch.zeros(1, 2, 2, 2)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1, bias=False)).eval()
     nn.init.constant_(head[2].weight, -1.0)
@@ -312,16 +312,23 @@ class Twice(nn.Module):
     ],
 )
 def test_wrong_arguments_are_named(changes, message):
-    given = {"model": HEAD, "inputs": FEATURES} | changes
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
-        explain(given.pop("model"), given.pop("inputs"), **given)
+    arguments = {"model": HEAD, "inputs": FEATURES} | changes
+    with pytest.raises(ArgumentError, match=re.escape(message)) as error:
+        explain(arguments.pop("model"), arguments.pop("inputs"), **arguments)
     assert "\n" not in str(error.value)
     assert torch.is_grad_enabled()
     assert not any(module._forward_hooks for module in HEAD.modules())
 
 
-def test_one_layer_left_in_training_mode_is_named():
+def test_a_layer_left_in_training_mode_is_named():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout()), HEAD).eval()
     model[0][1].train()
-    with pytest.raises(ValueError, match=r"model: layer '0\.1' is in training mode"):
+    with pytest.raises(ArgumentError, match=r"model: layer '0\.1' is in training mode"):
         explain(model, FEATURES, at="0.0")
+
+
+def test_a_channels_last_map_is_refused():
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3)).eval()
+    with pytest.raises(ValueError, match="inputs: .* looks like a channels-last map"):
+        explain(head, torch.rand(2, 4, 4, 8))
+    assert explain(head, torch.rand(2, 8, 4, 4)).logits.shape == (2, 3)

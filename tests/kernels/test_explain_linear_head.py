@@ -124,7 +124,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_linear_head_is_taken_and_its_closed_form_is_what_autograd_gives(name):
+def test_a_linear_head_is_recognised_and_its_closed_form_holds(name):
     torch.manual_seed(0)
     head = TAKEN[name]().double()
     features = torch.randn(3, C, 5, 5, dtype=torch.float64)
@@ -142,11 +142,11 @@ def test_a_linear_head_is_taken_and_its_closed_form_is_what_autograd_gives(name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_only_looks_linear_is_refused(name):
+def test_heads_that_only_look_linear_are_refused(name):
     assert linear_head(REFUSED[name]()) is None
 
 
-def test_the_head_of_a_timm_network_is_found_and_its_parameters_are_live():
+def test_the_parameters_of_a_timm_head_are_returned_themselves():
     head = resnet_head()
     weight, bias = linear_head(head)
     weight.sum().backward()

@@ -1,6 +1,6 @@
 """The closed form and the `grad-cam` convention against autograd and against pytorch-grad-cam on real networks.
 
-`pytest tests/kernels/test_grad_cam_conformance.py -s` prints the figures of kernels/README.md.
+`pytest tests/kernels/test_grad_cam_conformance.py -s` prints the figures of docs/kernels.md.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from egal_kernels import acquire, pack_roi
-from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels.shared.recipes import RECIPES
 from kernels.networks import CLASSES, Trunk, smooth_images
 
 THRESHOLDS = (0.25, 0.5, 0.75)
@@ -31,7 +31,7 @@ def explained(request):
     return name, size, net, images, features, classes, peer
 
 
-def test_a_full_backward_pass_gives_the_closed_form(explained):
+def test_the_closed_form_equals_a_full_backward_pass(explained):
     _, _, net, images, features, classes, _ = explained
     net = net.double()
     images, features = images.double(), net.trunk.forward_features(images.double())
@@ -55,7 +55,7 @@ def test_a_full_backward_pass_gives_the_closed_form(explained):
     net.float()
 
 
-def test_maps_and_thresholded_maps_are_those_of_pytorch_grad_cam(explained):
+def test_maps_equal_those_of_pytorch_grad_cam(explained):
     name, size, net, _, features, classes, peer = explained
     weight, bias = net.head.weight.detach(), net.head.bias.detach()
     alpha = weight[classes] / (features.shape[2] * features.shape[3])

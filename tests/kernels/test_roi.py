@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egal_kernels import PackedRoi, pack_boxes, pack_roi
-from egal_kernels import roi as roi_module
+from egal_kernels import ArgumentError, PackedRoi, pack_boxes, pack_roi
+from egal_kernels.shared import roi as roi_module
 
 SIZES = st.sampled_from([1, 2, 7, 31, 32, 33, 63, 64, 65, 97])
 
@@ -30,7 +30,7 @@ def numpy_words(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("numba", [True, False])
 @given(masks())
 @settings(deadline=None, max_examples=80)
-def test_words_are_those_of_numpy_packbits_and_unpack_to_the_mask(numba, mask):
+def test_words_equal_numpy_packbits_and_unpack_to_the_mask(numba, mask):
     with pytest.MonkeyPatch.context() as patch:
         if not numba:
             patch.setattr(roi_module, "_cpu_pack", lambda: None)
@@ -53,7 +53,7 @@ def test_stored_words_are_wrapped_without_a_copy():
     np.testing.assert_array_equal(roi.unpack().numpy(), mask)
 
 
-def test_masks_in_any_memory_order_pack_alike():
+def test_masks_in_any_memory_order_pack_to_the_same_words():
     mask = torch.from_numpy(np.random.default_rng(1).random((3, 37, 50)) < 0.5)
     strided = mask.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     assert not strided.is_contiguous()
@@ -77,8 +77,8 @@ def test_slices_index_tensors_and_bool_tensors_select_masks():
         (np.zeros((2, 3, 4), bool), r"mask: expected a tensor \[B, H, W\], got ndarray"),
     ],
 )
-def test_pack_roi_refuses(mask, message):
-    with pytest.raises(ValueError, match=message):
+def test_pack_roi_names_a_wrong_mask(mask, message):
+    with pytest.raises(ArgumentError, match=message):
         pack_roi(mask)
 
 
@@ -93,8 +93,8 @@ def test_pack_roi_refuses(mask, message):
         (torch.full((2, 4, 1), -1 << 31, dtype=torch.int32), 31, "bits: padding bits are set"),
     ],
 )
-def test_packed_roi_refuses(bits, height, message):
-    with pytest.raises(ValueError, match=message):
+def test_packed_roi_names_wrong_bits(bits, height, message):
+    with pytest.raises(ArgumentError, match=message):
         PackedRoi(bits, height)
 
 
@@ -108,7 +108,7 @@ SPAN = st.one_of(st.integers(0, 70).map(float), st.floats(0, 70))
 
 @given(st.lists(st.lists(st.tuples(SPAN, SPAN, SPAN, SPAN), max_size=3), max_size=3), st.sampled_from([70, 96]))
 @settings(deadline=None, max_examples=150)
-def test_boxes_pack_to_the_pixels_whose_centres_they_hold(corners, height):
+def test_boxes_pack_to_the_pixels_whose_centres_they_contain(corners, height):
     boxes = [[(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in image if a != c and b != d]
              for image in corners]  # fmt: skip
     mask = np.zeros((len(boxes), height, 70), bool)
@@ -128,5 +128,5 @@ def test_boxes_pack_to_the_pixels_whose_centres_they_hold(corners, height):
     "box", [(3, 3, 3, 5), (3, 3, 2, 5), (-1, 0, 2, 2), (0, 0, 11, 2), (0, 0, 2, 9), (0, 0, 1, np.nan)]
 )
 def test_a_box_that_is_empty_or_leaves_the_image_is_named(box):
-    with pytest.raises(ValueError, match=r"boxes: boxes\[1\]\[1\] is \[.*within 10×8 \(w×h\)"):
+    with pytest.raises(ArgumentError, match=r"boxes: boxes\[1\]\[1\] is \[.*within 10×8 \(w×h\)"):
         pack_boxes([[], [(0, 0, 1, 1), box]], 8, 10)

@@ -1,4 +1,4 @@
-"""An HTTP server on localhost that serves a folder, badly where it is told to."""
+"""An HTTP server on localhost that serves a folder, with the faults that a test asks for."""
 
 import functools
 import re
@@ -16,25 +16,26 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Script:
-    """`faults[file]`: what the next requests for it meet, one each; afterwards all is well."""
+    """What the server does. Each entry of `faults[file]` spoils one request for the file; later requests succeed."""
 
     folder: Path
     faults: dict = field(default_factory=dict)
     ranges: bool = True
-    login: str = ""  # the Authorization header and
-    query: str = ""  # the query that are asked for
-    moved_to: str = ""  # the URL of the set to which all is redirected
-    log: list = field(default_factory=list)  # (file, first byte asked for)
-    sent: int = 0
+    login: str = ""  # the Authorization header that requests must have
+    query: str = ""  # the query that requests must have
+    moved_to: str = ""  # URL of a set to which all requests are redirected
+    log: list = field(default_factory=list)  # (file, first byte requested)
+    sent: int = 0  # bytes
     released: threading.Event = field(default_factory=threading.Event)  # ends stalls
 
-    def asked(self, file):
+    def starts(self, file):
+        """Return the first byte of each request for a file."""
         return [start for name, start in self.log if name == file]
 
 
 @contextmanager
 def serving(folder, certificate=None, **settings):
-    """(URL, Script) of a server for the folder; of HTTPS by the PEM file of a key and its certificate."""
+    """Yield (URL, Script) of a server for the folder. A PEM file of a key and its certificate makes it HTTPS."""
     script = Script(folder, **settings)
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, script))
     server.daemon_threads = True
@@ -64,8 +65,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         script, parts = self.script, urlsplit(self.path)
         name = parts.path.rpartition("/")[2]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
+        range_header = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(range_header[1]) if range_header else 0
         script.log.append((name, start))
         self.close_connection = True
         if self.headers.get("Authorization", "") != script.login or parts.query != script.query:
@@ -79,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         data = path.read_bytes()
         if fault == "wrong":
             data = bytes(byte ^ 1 for byte in data)
-        if asked and script.ranges:
+        if range_header and script.ranges:
             if start >= len(data):
                 return self.answer(416)
             first = start + 1 if fault == "other range" else start
@@ -103,8 +104,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.endless()
         self.send_header("Content-Length", str(len(data) // 2 if fault == "short" else len(data)))
         self.end_headers()
-        whole = fault in (None, "wrong", "other range")
-        self.write(data if whole else data[: len(data) // 2])
+        is_complete = fault in (None, "wrong", "other range")
+        self.write(data if is_complete else data[: len(data) // 2])
         if fault == "reset":
             linger = struct.pack("ii", 1, 0)  # close sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -1,4 +1,4 @@
-"""Files that mean harm, or are not what their names say."""
+"""Files that are made to do harm, or that are not what their names say."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ def chunk(kind, data):
 
 
 def png(width, height, *more, rows=b"", depth=8, colour=0):
-    """A PNG that declares this size, whatever its rows."""
+    """Return a PNG that declares this size, whatever rows of pixels it holds."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(more) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -24,7 +24,7 @@ def png(width, height, *more, rows=b"", depth=8, colour=0):
 
 
 def jpeg(width, height):
-    """A JPEG of 8×8 pixels that declares another size."""
+    """Return a JPEG of 8×8 pixels that declares another size."""
     stream = io.BytesIO()
     Image.new("L", (8, 8)).save(stream, "JPEG")
     return re.sub(rb"(\xff\xc0..\x08)....", rb"\1" + struct.pack(">HH", height, width), stream.getvalue(), flags=re.S)
@@ -46,7 +46,7 @@ def tarred(data, name="../trace"):
     return stream.getvalue()
 
 
-NESTED = {  # archives, also in each other, of 64 MB of zeros
+NESTED = {  # archives, and archives in archives, of 64 MB of zeros
     "zip": zipped(bytes(64 << 20)),
     "zip in a zip": zipped(zipped(bytes(64 << 20)), "k.png"),
     "tar": tarred(b"x"),

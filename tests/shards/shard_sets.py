@@ -1,4 +1,4 @@
-"""Small sources and sets for the tests of shards, and ways to tamper with them."""
+"""Small sources for the tests of shards, and functions that tamper with sets."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ CLASSES = ("a", "b", "c")
 
 
 def raw(i, height=20, width=31, colour=False):
-    """Image, and by turns a mask, boxes, and no ROI."""
+    """Return an image with, in turn, a mask, boxes, or no ROI."""
     rng = np.random.default_rng([7, i])
     image = rng.integers(0, 256, (height, width, 3) if colour else (height, width), dtype=np.uint8)
     if i % 3 == 0:
@@ -23,6 +23,8 @@ def raw(i, height=20, width=31, colour=False):
 
 
 def source(samples=12, load=raw, split=lambda i: "", **settings):
+    """Return a source of samples in three classes, with two samples per group."""
+
     def record(i):
         return Record(
             key=f"s{i:03d}",
@@ -37,7 +39,7 @@ def source(samples=12, load=raw, split=lambda i: "", **settings):
 
 
 def edit_manifest(folder, change):
-    """Apply change(dict) to the manifest and give it a right checksum, by the rule of the README."""
+    """Apply change(dict) to the manifest and correct its checksum, by the rule of docs/shards.md."""
     path = folder / "manifest.json"
     fields = json.loads(path.read_text())
     change(fields)
@@ -48,7 +50,7 @@ def edit_manifest(folder, change):
 
 
 def edit_index(folder, change):
-    """Apply change(dict of column lists) to the index, and let the manifest agree with the file."""
+    """Apply change(dict of column lists) to the index, and correct the manifest."""
     path = folder / "index.parquet"
     table = pq.read_table(path)
     columns = table.to_pydict()
@@ -60,7 +62,7 @@ def edit_index(folder, change):
 
 
 def resign(folder):
-    """Let the manifest agree with the bytes of index and shards, whatever they now are."""
+    """Correct sizes and digests in the manifest for the present bytes of index and shards."""
 
     def change(fields):
         for entry in [fields["index"], *fields["shards"]]:

@@ -1,4 +1,4 @@
-"""Batches: those of the indices, whatever threads read at a time, in memory that nobody else writes to."""
+"""Batches follow the indices, whatever the size of runs, and their memory is not overwritten."""
 
 import threading
 
@@ -19,17 +19,16 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_batches_follow_the_indices(tmp_path):
-    pack(source(), tmp_path / "set", size=16, channels=3, shard_mb=0.01, progress=False)
-    shards = ShardSet(tmp_path / "set")
-    wanted = [11, 0, 5, 5, 7]
-    batches = list(shards.batches(wanted, 2))
+def test_batches_follow_the_indices(pack_set):
+    shards = pack_set(source(), channels=3, shard_mb=0.01)
+    positions = [11, 0, 5, 5, 7]
+    batches = list(shards.batches(positions, 2))
     assert [len(batch.keys) for batch in batches] == [2, 2, 1]
-    assert [key for batch in batches for key in batch.keys] == [f"s{i:03d}" for i in wanted]
+    assert [key for batch in batches for key in batch.keys] == [f"s{i:03d}" for i in positions]
     assert (batches[0].images.dtype, batches[0].roi.dtype) == (torch.uint8, torch.int32)
     assert (batches[0].has_roi.dtype, batches[0].labels.dtype) == (torch.bool, torch.int64)
     assert (batches[0].images.shape, batches[0].roi.shape) == ((2, 3, 16, 16), (2, 16, 1))
-    for slot, i in enumerate(wanted):
+    for slot, i in enumerate(positions):
         batch, at, sample = batches[slot // 2], slot % 2, shards[i]
         assert np.array_equal(batch.images[at].numpy(), sample.image)
         bits = np.unpackbits(batch.roi[at].numpy().view(np.uint8), axis=1, bitorder="little")
@@ -59,82 +58,83 @@ def test_batches_left_early_leave_no_thread(folder):
         ([0], 0, "batch_size 0 is below 1"),
     ],
 )
-def test_bad_batches(folder, indices, size, message):
+def test_bad_arguments_are_refused(folder, indices, size, message):
     with pytest.raises(ShardError, match=message):
         ShardSet(folder).batches(indices, size)
 
 
 @pytest.mark.parametrize("run", [1, 2 * SAMPLE, 5 * SAMPLE, 1e9])
 @pytest.mark.parametrize("size", [1, 2, 5, 12, 10**9])
-def test_batches_are_the_same_whatever_a_thread_reads_at_a_time(folder, monkeypatch, run, size):
+def test_batches_do_not_depend_on_the_size_of_runs(folder, monkeypatch, run, size):
     monkeypatch.setattr(reader, "_RUN", run)
     shards = ShardSet(folder)
     order = [3, 11, 0, 1, 2, 2, 5, 3, 10, 4, 9, 8, 7, 6, 0, 1, 1]
-    for _ in range(2):  # by digest, by fingerprint
+    for _ in range(2):  # first by digest, then by fingerprint
         batches = list(shards.batches(order, size))
         assert [len(batch.keys) for batch in batches] == [len(order[i : i + size]) for i in range(0, len(order), size)]
         assert [key for batch in batches for key in batch.keys] == [f"s{i:03d}" for i in order]
         samples = [shards[i] for i in order]
-        assert np.array_equal(torch.cat([batch.images for batch in batches]), [one.image for one in samples])
-        assert torch.cat([batch.labels for batch in batches]).tolist() == [one.label for one in samples]
-        assert torch.cat([batch.has_roi for batch in batches]).tolist() == [one.has_roi for one in samples]
+        assert np.array_equal(torch.cat([batch.images for batch in batches]), [sample.image for sample in samples])
+        assert torch.cat([batch.labels for batch in batches]).tolist() == [sample.label for sample in samples]
+        assert torch.cat([batch.has_roi for batch in batches]).tolist() == [sample.has_roi for sample in samples]
         for n, words in enumerate(torch.cat([batch.roi for batch in batches]).numpy()):
             bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
             assert np.array_equal(bits[:, :16].T, samples[n].roi)
 
 
-def test_a_thread_reads_whole_batches_of_as_many_bytes_as_it_may(folder, monkeypatch):
-    read = []
+@pytest.fixture
+def run_lengths(monkeypatch):
+    """A list to which every run appends its number of samples."""
+    lengths, fill = [], ShardSet._fill
+    monkeypatch.setattr(ShardSet, "_fill", lambda self, *args: (lengths.append(len(args[0])), fill(self, *args)))
+    return lengths
+
+
+def test_a_run_has_as_many_full_batches_as_fit(folder, monkeypatch, run_lengths):
     monkeypatch.setattr(reader, "_RUN", 7 * SAMPLE)
-    fill = ShardSet._fill
-    monkeypatch.setattr(ShardSet, "_fill", lambda self, *args: (read.append(len(args[0])), fill(self, *args)))
     shards = ShardSet(folder)
     for size, lengths in ((1, [7, 5]), (3, [6, 6]), (4, [4, 4, 4]), (8, [8, 4])):
-        read.clear()
+        run_lengths.clear()
         list(shards.batches(range(12), size))
-        assert sorted(read, reverse=True) == lengths
+        assert sorted(run_lengths, reverse=True) == lengths
 
 
-def test_pictures_are_decoded_batch_by_batch(tmp_path, monkeypatch):
-    read = []
-    fill = ShardSet._fill
-    monkeypatch.setattr(ShardSet, "_fill", lambda self, *args: (read.append(len(args[0])), fill(self, *args)))
-    pack(source(), tmp_path / "set", size=16, image_format="png", progress=False)
-    list(ShardSet(tmp_path / "set").batches(range(12), 5))
-    assert sorted(read) == [2, 5, 5]
+def test_png_images_are_read_batch_by_batch(pack_set, run_lengths):
+    list(pack_set(source(), image_format="png").batches(range(12), 5))
+    assert sorted(run_lengths) == [2, 5, 5]
 
 
 @pytest.mark.parametrize("run", [1, 1e9])
-def test_a_batch_that_is_held_is_never_written_to_again(folder, monkeypatch, run):
+def test_a_batch_in_use_is_never_overwritten(folder, monkeypatch, run):
     monkeypatch.setattr(reader, "_RUN", run)
     shards = ShardSet(folder)
-    held, copies = [], []
+    kept, copies = [], []
     for _ in range(6):
         for i, batch in enumerate(shards.batches(range(12), 2)):
-            if i == len(held) % 6:  # of each epoch another
-                held.append(batch)
+            if i == len(kept) % 6:  # another batch of each epoch
+                kept.append(batch)
                 copies.append((batch.images.clone(), batch.roi.clone()))
                 break
-    for batch, (images, roi) in zip(held, copies, strict=True):
+    for batch, (images, roi) in zip(kept, copies, strict=True):
         assert torch.equal(batch.images, images)
         assert torch.equal(batch.roi, roi)
 
 
-def test_memory_of_one_epoch_is_that_of_the_next_within_bounds(folder, monkeypatch):
-    made = []
+def test_memory_is_reused_by_the_next_epoch_up_to_a_bound(folder, monkeypatch):
+    allocated = []
     aligned = transfer._aligned
-    monkeypatch.setattr(transfer, "_aligned", lambda size: made.append(size) or aligned(size))
+    monkeypatch.setattr(transfer, "_aligned", lambda size: allocated.append(size) or aligned(size))
     shards = ShardSet(folder)
 
     def epoch(samples):
-        made.clear()
+        allocated.clear()
         for batch in shards.batches(range(samples), 2):
             del batch
-        return len(made)
+        return len(allocated)
 
     monkeypatch.setattr(reader, "_RUN", 1)
-    assert 2 <= epoch(12) < 12  # of six batches' images and words
-    assert epoch(12) == epoch(11) == 0  # the last batch is short
+    assert 2 <= epoch(12) < 12  # six batches of images and words
+    assert epoch(12) == epoch(11) == 0  # also where the last batch is smaller
     monkeypatch.setattr(transfer, "_KEPT", 100)
     assert epoch(12) == 0
-    assert epoch(12) > 0  # what the last but one left was more than may be kept
+    assert epoch(12) > 0  # the epoch before left more than may be kept

@@ -158,9 +158,9 @@ def test_the_affine_turns_slices_upright(tmp_path):
         "big-endian.nii": (values.astype(">i2"), OFFICIAL),
     }
     for name, (stored, affine) in turned.items():
-        found = list(Volume.open(volume(tmp_path / name, stored, affine.astype(float))).slices())
-        assert len(found) == SHAPE[2]
-        assert all(np.array_equal(a, b) for a, b in zip(found, official, strict=True)), name
+        slices = list(Volume.open(volume(tmp_path / name, stored, affine.astype(float))).slices())
+        assert len(slices) == SHAPE[2]
+        assert all(np.array_equal(a, b) for a, b in zip(slices, official, strict=True)), name
     scaled = volume(tmp_path / "scaled.nii", values.astype(np.float64), slope=(0.25, 7))
     stored = nibabel.load(scaled).get_fdata()
     assert np.allclose(np.stack(list(Volume.open(scaled).slices())), stored.transpose(2, 1, 0), rtol=1e-6)
@@ -174,7 +174,7 @@ def test_the_affine_turns_slices_upright(tmp_path):
 
 def test_packs_into_16_bits_and_back(tmp_path):
     source = quiet(tree_2020(tmp_path / "in"), modality=("t1ce", "t2", "flair"))
-    with pytest.raises(ShardError, match="its images have 3 channels that are not to be mixed, and channels is 1"):
+    with pytest.raises(ShardError, match="makes images of 3 channels, and channels is 1"):
         pack(source, tmp_path / "set", progress=False)
     pack(source, tmp_path / "set", size=13, channels=3, dtype="uint16", progress=False)
     assert verify(tmp_path / "set", progress=False).samples == 16
@@ -201,6 +201,121 @@ def test_a_case_is_loaded_once_and_let_go_before_the_next(tmp_path, monkeypatch)
     monkeypatch.setattr(brats_mri, "_load", counted)
     pack(quiet(tree_2020(tmp_path / "tree")), tmp_path / "set", size=16, progress=False)
     assert loads == [f"BraTS20_Training_00{i}" for i in (1, 2, 3, 4)]
+
+
+def as_int64(path, values):
+    nibabel.save(nibabel.Nifti1Image(values.astype(np.int64), OFFICIAL, dtype=np.int64), path)
+
+
+def as_uint64(path, values):
+    nibabel.save(nibabel.Nifti1Image(values.astype(np.uint64), OFFICIAL, dtype=np.uint64), path)
+
+
+def with_scale(bits):
+    """Labels spread over the range of an integer type, as some tools store every volume: 1 becomes 1.000015."""
+
+    def save(path, values):
+        top = 2**bits - 1
+        image = nibabel.Nifti1Image(np.rint(values / 4 * top).astype(f"u{bits // 8}"), OFFICIAL)
+        image.header.set_slope_inter(4 / top, 0)
+        image.to_filename(path)
+
+    return save
+
+
+def with_dimensions_of_one(path, values):
+    volume(path, values[..., None, None])
+
+
+def compressed_without_saying_so(path, values):
+    volume(path.with_suffix(".nii.gz"), values).rename(path)
+
+
+STORAGE = {
+    "gzip in a .nii": compressed_without_saying_so,
+    "int64": as_int64,
+    "uint64": as_uint64,
+    "16 bits with scale": with_scale(16),
+    "8 bits with scale": with_scale(8),
+    "float": lambda path, values: volume(path, values.astype(np.float32)),
+    "dimensions of one": with_dimensions_of_one,
+}
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+def test_segmentations_however_they_are_stored(tmp_path, storage):
+    expected = quiet(tree_2020(tmp_path, 2))
+    for path in tmp_path.rglob("*_seg.nii"):
+        STORAGE[storage](path, np.asarray(nibabel.load(path).dataobj).copy())
+    source = quiet(tmp_path)
+    assert [(r.key, r.label, r.about) for r in source.records] == [(r.key, r.label, r.about) for r in expected.records]
+    for mine, reference in zip(source.records, expected.records, strict=True):
+        assert np.array_equal(mine.load().mask, reference.load().mask)
+
+
+PED = {"enhancing": 1, "non-enhancing": 2, "cyst": 3, "edema": 4}
+
+
+def tree_of(root, challenge, values=PED):
+    """Two cases whose regions are the first, second and third of `values` where `scan` has 1, 2 and 4."""
+    first, second, third, *_ = values.values()
+    for i in range(2):
+        seg, images = scan(i)
+        name = f"BraTS-{challenge}-{i:05}-000"
+        volume(root / name / f"{name}-t1c.nii.gz", images["t1ce"])
+        volume(root / name / f"{name}-seg.nii.gz", np.choose(seg, [0, first, second, 0, third]).astype(np.uint8))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("challenge", "hint"),
+    [
+        ("PED", "give regions enhancing=1,non-enhancing=2,cyst=3,edema=4"),
+        ("MEN", "give regions non-enhancing=1,edema=2,enhancing=3"),
+        ("MET", "give regions non-enhancing=1,edema=2,enhancing=3,cavity=4"),
+        ("MEN-RT", "give regions NAME=VALUE,… as its description has them"),
+        ("GoAT", "give regions NAME=VALUE,… as its description has them"),
+    ],
+)
+def test_other_challenges_are_no_glioma(tmp_path, challenge, hint):
+    with pytest.raises(ShardError, match=f"segmentations of BraTS-{challenge} label other regions .*; {hint}"):
+        quiet(tree_of(tmp_path, challenge))
+
+
+@pytest.mark.parametrize("challenge", ["PED", "GLI", "GoAT"])
+def test_regions_name_the_values_of_any_challenge(tmp_path, challenge):
+    regions = [f"{name}={value}" for name, value in PED.items()]
+    source = quiet(tree_of(tmp_path, challenge), regions=regions)
+    assert source.classes == ("enhancing", "non-enhancing", "cyst")  # where glioma has necrotic, edema, enhancing
+    assert source.made["regions"] == PED
+    seg, _ = scan(0)
+    record = source.records[1]
+    assert record.about == {"slice": 3, "voxels": {"enhancing": 18, "non-enhancing": 9, "cyst": 0, "edema": 0}}
+    assert np.array_equal(record.load().mask, (seg[:, :, 3] == 1).T)
+
+
+def test_values_that_regions_do_not_name_are_refused(tmp_path):
+    with pytest.raises(ShardError, match=r"-seg.nii.gz: holds 3, and regions are a=1, b=2; add the others to regions"):
+        quiet(tree_of(tmp_path, "PED"), regions=["a=1", "b=2"])
+
+
+@pytest.mark.parametrize("regions", [["a"], ["a=0"], ["a=256"], ["=1"], ["a=1", "a=2"], ["a=1.0"], ["a=-1"]])
+def test_regions_that_are_no_pairs(tmp_path, regions):
+    with pytest.raises(ShardError, match=r"brats: regions has .*; write each region once as NAME=VALUE"):
+        quiet(tmp_path, regions=regions)
+
+
+def test_two_regions_of_one_value(tmp_path):
+    with pytest.raises(ShardError, match="two regions have one value in a=1, b=1; give each its own"):
+        quiet(tmp_path, regions=["a=1", "b=1"])
+
+
+def test_the_cavity_of_an_operation_is_not_enhancing(tmp_path):
+    """From 2023 on, 4 is a resection cavity, also in a volume without 3."""
+    root = tree_2023(tmp_path)
+    tampered(root, "BraTS-GLI-00001-000-seg.nii.gz", scan(10, enhancing=4)[0])
+    with pytest.raises(ShardError, match=r"BraTS-GLI-00001-000-seg.nii.gz: holds values other than 0, 1, 2 and 3"):
+        quiet(root)
 
 
 def tampered(root, name, values):
@@ -252,6 +367,9 @@ def test_faults_of_the_tree(tmp_path):
         (np.full(SHAPE, 5, np.uint8), "holds values other than 0, 1, 2 and one of 3 and 4"),
         (np.full(SHAPE, 0.5, np.float32), "holds values other than"),
         (np.full(SHAPE, np.nan, np.float32), "holds values other than"),
+        (np.full(SHAPE, 1.02, np.float32), "holds values other than"),
+        (np.full(SHAPE, -1, np.int16), "holds values other than"),
+        (np.full(SHAPE, 2.0**40, np.float64), "holds values other than"),
         (np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 5, "one of 3 and 4"),
         (np.zeros((13, 11, 8), np.uint8), "differs from .*seg.nii in size or orientation"),
         (np.zeros((13, 11, 9, 2), np.uint8), "declares 13×11×9×2 voxels"),
@@ -280,10 +398,10 @@ def test_images_that_are_refused(tmp_path):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_damaged_files_are_named(tmp_path, suffix):
     path = volume(tmp_path / f"a{suffix}", scan(1)[1]["t1"])
-    whole = path.read_bytes()
-    damaged = [whole[:size] for size in np.linspace(0, len(whole) - 9, 25).astype(int)]
+    original = path.read_bytes()
+    damaged = [original[:size] for size in np.linspace(0, len(original) - 9, 25).astype(int)]
     if suffix == ".nii.gz":
-        damaged += [bytes([*whole[:i], whole[i] ^ 4, *whole[i + 1 :]]) for i in range(30, len(whole), 97)]
+        damaged += [bytes([*original[:i], original[i] ^ 4, *original[i + 1 :]]) for i in range(30, len(original), 97)]
     for data in damaged:
         path.write_bytes(data)
         with pytest.raises(ShardError) as caught:

@@ -1,4 +1,4 @@
-"""16 bits and colour, from the source through pack, index, reader, batches, verify and networks."""
+"""16-bit images, from the source through pack, index, reader, batches, verify and networks."""
 
 import tarfile
 
@@ -18,26 +18,31 @@ from shards.shard_sets import edit_manifest, source
 SIZE = 16
 
 
-def deep(i, colour=False):
-    """u16 [16,16(,3)], of the packed size, so that nothing is resized; with a ROI on every second."""
+def image_16_bit(i, colour=False):
+    """Return uint16 [16,16] or [16,16,3], the packed size, so that nothing is resized. Every second one has an ROI."""
     values = np.random.default_rng([3, i]).integers(0, 65536, (SIZE, SIZE, 3) if colour else (SIZE, SIZE))
     return Raw(values.astype(np.uint16), np.eye(SIZE, dtype=bool) if i % 2 else None)
 
 
-def packed(path, **how):
-    colour = how.get("channels") == 3
-    pack(source(load=lambda i: deep(i, colour)), path, size=SIZE, dtype="uint16", progress=False, **how)
-    return ShardSet(path)
+@pytest.fixture
+def packed(pack_set):
+    """A function that packs 16-bit images and opens the set."""
+
+    def packed(name, channels=1, **settings):
+        data = source(load=lambda i: image_16_bit(i, channels == 3))
+        return pack_set(data, name, dtype="uint16", channels=channels, **settings)
+
+    return packed
 
 
 @pytest.mark.parametrize(("channels", "image_format"), [(1, "npy"), (3, "npy"), (1, "png")])
-def test_16_bits_come_back(tmp_path, channels, image_format):
+def test_16_bits_come_back(tmp_path, packed, channels, image_format):
     import torch
 
-    shards = packed(tmp_path / "set", channels=channels, image_format=image_format, shard_mb=0.01)
+    shards = packed("set", channels=channels, image_format=image_format, shard_mb=0.01)
     assert shards.manifest.image.dtype == "uint16"
     assert verify(tmp_path / "set", progress=False).samples == 12
-    expected = [np.atleast_3d(deep(i, channels == 3).image).transpose(2, 0, 1) for i in range(12)]
+    expected = [np.atleast_3d(image_16_bit(i, channels == 3).image).transpose(2, 0, 1) for i in range(12)]
     for i in range(12):
         assert shards[i].image.dtype == np.uint16
         assert np.array_equal(shards[i].image, expected[i])
@@ -46,38 +51,38 @@ def test_16_bits_come_back(tmp_path, channels, image_format):
         assert np.array_equal(batch.images.numpy(), np.stack(expected[at : at + 5]))
 
 
-def test_stock_tools_read_16_bits(tmp_path):
-    packed(tmp_path / "npy", channels=3)
+def test_stock_tools_read_16_bits(tmp_path, packed):
+    packed("npy", channels=3)
     read = webdataset.WebDataset([str(tmp_path / "npy" / "shard-000000.tar")], shardshuffle=False).decode()
     for i, sample in enumerate(read):
         assert sample["image.npy"].dtype == np.uint16
-        assert np.array_equal(sample["image.npy"], deep(i, True).image.transpose(2, 0, 1))
-    packed(tmp_path / "png", image_format="png")
+        assert np.array_equal(sample["image.npy"], image_16_bit(i, True).image.transpose(2, 0, 1))
+    packed("png", image_format="png")
     with tarfile.open(tmp_path / "png" / "shard-000000.tar") as tar:
         images = [Image.open(tar.extractfile(name)) for name in tar.getnames() if name.endswith("image.png")]
-        assert all(np.array_equal(np.asarray(image), deep(i).image) for i, image in enumerate(images))
+        assert all(np.array_equal(np.asarray(image), image_16_bit(i).image) for i, image in enumerate(images))
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"image_format": "jpg"}, "image_format jpg does not hold uint16 of 1 channels; use npy"),
-        ({"image_format": "png", "channels": 3}, "image_format png does not hold uint16 of 3 channels; use npy"),
+        ({"image_format": "jpg"}, "image_format jpg cannot store uint16 with channels 1; use npy"),
+        ({"image_format": "png", "channels": 3}, "image_format png cannot store uint16 with channels 3; use npy"),
         ({"dtype": "float32"}, "dtype 'float32' is none of uint8, uint16"),
         ({"dtype": "uint8"}, "images/0.png: holds 16-bit values; pack dtype uint16, or give the window"),
     ],
 )
-def test_what_cannot_be_stored_is_refused(tmp_path, how, message):
+def test_images_that_cannot_be_stored_are_refused(tmp_path, how, message):
     with pytest.raises(ShardError, match=message):
-        pack(source(load=deep), tmp_path / "set", **{"dtype": "uint16", "size": SIZE, "progress": False, **how})
+        pack(source(load=image_16_bit), tmp_path / "set", **{"dtype": "uint16", "size": SIZE, "progress": False, **how})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "edit", [{"format": "jpg"}, {"format": "png", "channels": 3}, {"dtype": "int16"}, {"dtype": "uint8"}]
 )
-def test_a_manifest_that_says_otherwise_is_refused(tmp_path, edit):
-    packed(tmp_path / "set")
+def test_a_manifest_of_another_dtype_is_refused(tmp_path, packed, edit):
+    packed("set")
     edit_manifest(tmp_path / "set", lambda fields: fields["image"].update(edit))
     with pytest.raises(ShardError):
         ShardSet(tmp_path / "set")
@@ -98,9 +103,9 @@ def test_pixels_are_stored_with_the_low_byte_first():
     assert layout.encode_image(image, "npy")[128:] == image.astype("<u2").tobytes()
 
 
-def test_files_of_16_bits_in_a_folder(tmp_path):
-    """Kept as they are in 16 bits; in 8 bits only through a window, and then rounded once."""
-    values = [deep(i).image for i in range(8)]
+def test_16_bit_files_need_uint16_or_a_window(tmp_path):
+    """uint16 keeps the values. uint8 needs a window, and rounds once."""
+    values = [image_16_bit(i).image for i in range(8)]
     for i, image in enumerate(values):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     lines = [f"{i}.png,{'ab'[i % 2]}," for i in range(8)]
@@ -127,7 +132,7 @@ def test_files_of_16_bits_in_a_folder(tmp_path):
     st.integers(0, 2**32),
 )
 def test_white_stays_white_and_values_are_rounded_once(kind, dtype, planes, channels, height, width, seed):
-    """Unresized: by the definition in float64. Resized: within the range, and constants stay what they are."""
+    """Without resizing, values follow the definition in float64. With resizing, constants stay constant."""
     if (kind, dtype) == ("uint16", "uint8"):
         return
     rng = np.random.default_rng(seed)
@@ -166,7 +171,7 @@ def test_windows_are_linear_and_clipped(low, width, seed):
 def test_networks_see_the_same_image_in_8_and_16_bits(channels):
     import torch
 
-    from egal_bench.model import build
+    from egal_bench.models.network import build
 
     network = build("small-cnn", 3, image_channels=channels, image_size=32, size=None, seed=0).eval()
     eight = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, channels, 32, 32)).astype(np.uint8))

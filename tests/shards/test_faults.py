@@ -1,7 +1,7 @@
 """Ten thousand seeded faults: `verify` finds each, and reading raises a ShardError or gives the original.
 
-`pytest -s` prints the count of each kind. Kinds that are `signed` have every digest put right afterwards, as a faulty
-writer or a hostile author would: what is left to find them is what manifest, index and samples say of each other.
+`pytest -s` prints the count of each kind. For `signed` kinds every digest is corrected afterwards, as a faulty writer
+or a hostile author would do, so that only contradictions between manifest, index and samples reveal the fault.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ MANIFEST, INDEX = "manifest.json", "index.parquet"
 SHARDS = ("shard-000000.tar", "shard-000001.tar")
 
 
-# What a fault does: changes the files of a set, {name: bytes}, in place.
+# A fault changes the files of a set, {name: bytes}, in place.
 
 
 def flip(name):
@@ -40,7 +40,7 @@ def flip_shard(files, rng):
 
 
 def lost_sector(files, rng):
-    """512 bytes, aligned or not, become zeros, ones or noise."""
+    """Replace 512 bytes, aligned or not, by zeros, ones or noise."""
     name = rng.choice(SHARDS)
     data = bytearray(files[name])
     at = rng.integers(len(data) - 512) // rng.choice([1, 512]) * rng.choice([1, 512])
@@ -50,16 +50,16 @@ def lost_sector(files, rng):
 
 
 def members(tar):
-    """Offsets of the headers, and of the end marker."""
-    at, found = 0, []
+    """Return the offsets of the headers and of the end marker."""
+    at, headers = 0, []
     while tar[at]:
-        found.append(at)
+        headers.append(at)
         at += 512 + -(-int(tar[at + 124 : at + 135], 8) // 512) * 512
-    return [*found, at]
+    return [*headers, at]
 
 
 def cut_shard(where):
-    """Cut at some place in a member; then left so, closed like a tar, filled up with zeros, or signed as well."""
+    """Cut a shard in a member, and perhaps end it like a tar, fill it up with zeros, or sign it as well."""
 
     def fault(files, rng):
         name = rng.choice(SHARDS)
@@ -71,8 +71,8 @@ def cut_shard(where):
             "header": starts[n] + rng.integers(1, 512),
             "payload": rng.integers(starts[n] + 513, starts[n + 1]),
         }[where]
-        rest = [b"", bytes(1024), bytes(len(tar) - at), bytes(1024 - at % 512)][how := rng.integers(4)]
-        files[name] = tar[:at] + rest
+        tail = [b"", bytes(1024), bytes(len(tar) - at), bytes(1024 - at % 512)][how := rng.integers(4)]
+        files[name] = tar[:at] + tail
         if how == 3:
             sign(files)
 
@@ -124,7 +124,7 @@ def renamed(files, rng):
 
 
 def moved_members(files, rng):
-    """Two members trade places: each is whole, the order is not."""
+    """Exchange two members, so that each is complete but their order is wrong."""
     name = rng.choice(SHARDS)
     tar, starts = files[name], members(files[name])
     a, b = sorted(rng.choice(len(starts) - 1, 2, replace=False))
@@ -136,7 +136,7 @@ def moved_members(files, rng):
 
 
 def edited_index(signed):
-    """Another Parquet file of the same columns: a row dropped, repeated or moved, values traded or made up."""
+    """Write other rows into the index: a row dropped, repeated or moved, values exchanged or invented."""
 
     def fault(files, rng):
         table = pq.read_table(io.BytesIO(files[INDEX]))
@@ -172,7 +172,7 @@ def edited_index(signed):
 
 
 def edited_manifest(signed):
-    """Well-formed JSON that says something else. Signed: only of what the other files can contradict."""
+    """Change a field of well-formed JSON. Signed: only fields that the other files can contradict."""
 
     def fault(files, rng):
         fields = json.loads(files[MANIFEST])
@@ -231,7 +231,7 @@ def edited_manifest(signed):
 
 
 def sign(files, manifest_only=False):
-    """Put right the digests and sizes that the manifest gives, and its own checksum."""
+    """Correct the digests and sizes in the manifest, and its own checksum."""
     fields = json.loads(files[MANIFEST])
     for entry in [] if manifest_only else [fields["index"], *fields["shards"]]:
         data = files[entry["file"]]
@@ -267,7 +267,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Four samples in two shards: with a mask, with boxes, without a ROI, and with a mask again."""
+    """Four samples in two shards: with a mask, with boxes, without an ROI, and with a mask again."""
     folder = tmp_path_factory.mktemp("faults") / "set"
     records = [
         Record(f"s{i:03d}", "ab"[i % 2], f"g{i}", f"{i}.png", partial(raw, i), split=["pool", "test"][i // 2])
@@ -280,27 +280,27 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(folder):
-    """A set that was opened, and read once, before the fault."""
+    """A set that was opened and read once before the fault."""
     shards = ShardSet(folder)
     assert read(shards, by_batches=True) == read(shards, by_batches=False)
     return shards
 
 
 def read(shards, by_batches):
-    """{position: what was read of it}, of those samples that could be read."""
-    found = {}
+    """Return {position: contents} of the samples that can be read."""
+    samples = {}
     for i in range(0, len(shards), 1 + by_batches):
         try:
             if by_batches:
                 [batch] = shards.batches([i, i + 1], 2)
-                found |= {i + n: plain(batch, n) for n in range(2)}
+                samples |= {i + n: plain(batch, n) for n in range(2)}
             else:
                 sample = shards[i]
                 words = np.packbits(np.pad(sample.roi.T, [(0, 0), (0, 24)]), axis=1, bitorder="little")
-                found[i] = (sample.key, sample.image.tobytes(), words.tobytes(), sample.has_roi, sample.label)
+                samples[i] = (sample.key, sample.image.tobytes(), words.tobytes(), sample.has_roi, sample.label)
         except ShardError:
             continue
-    return found
+    return samples
 
 
 def plain(batch, n):
@@ -308,7 +308,7 @@ def plain(batch, n):
     return batch.keys[n], *arrays, bool(batch.has_roi[n]), int(batch.labels[n])
 
 
-def test_ten_thousand_faults_are_asked_for():
+def test_there_are_ten_thousand_faults():
     assert sum(count for count, _ in KINDS.values()) >= 10_000
 
 
@@ -325,17 +325,17 @@ def test_every_fault_is_found(folder, opened, kind):
         if files == good:
             continue
         done += 1
-        lay(folder, good, files)
+        replace_files(folder, good, files)
         try:
             with pytest.raises(ShardError) as caught:
                 verify(folder, progress=False)
             assert "\n" not in str(caught.value)
-            found = [*read_fresh(folder, done)]
+            samples = [*read_fresh(folder, done)]
             if any(files.get(name) != good[name] for name in SHARDS):
-                found += read(opened, by_batches=done % 2 == 0).items()
-            assert [i for i, sample in found if sample != original[i]] == [], f"{kind}, number {done}"
+                samples += read(opened, by_batches=done % 2 == 0).items()
+            assert [i for i, sample in samples if sample != original[i]] == [], f"{kind}, number {done}"
         finally:
-            lay(folder, files, good)
+            replace_files(folder, files, good)
     print(f"\n{count:5} {kind} ", end="")
 
 
@@ -347,10 +347,10 @@ def read_fresh(folder, done):
     return read(shards, by_batches=done % 8 == 0).items()
 
 
-def lay(folder, there, wanted):
-    """Make the files that are `there` those that are `wanted`."""
-    for name in there.keys() - wanted.keys():
+def replace_files(folder, present, target):
+    """Replace the files `present` in the folder by `target`, both {name: bytes}."""
+    for name in present.keys() - target.keys():
         (folder / name).unlink()
-    for name, data in wanted.items():
-        if there.get(name) != data:
+    for name, data in target.items():
+        if present.get(name) != data:
             (folder / name).write_bytes(data)

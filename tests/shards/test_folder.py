@@ -1,6 +1,8 @@
-"""The folder source: what labels.csv says is what comes out, and what is wrong with it is said by line."""
+"""The folder source gives what labels.csv lists, and names the line of every fault."""
 
 import json
+import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ NOT_BOXES = [
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes labels.csv, and an 8×10 image (w×h) for each file that is asked for; gives the folder."""
+    """Return a function that writes labels.csv and an 8×10 image (w×h) per file, and returns the folder."""
 
     def make(text, files=("a.png", "b.png"), masks=(), encoding="utf-8"):
         for i, name in enumerate([*files, *masks]):
@@ -39,7 +41,7 @@ def rows(*lines):
     return HEADER + "".join(line + "\n" for line in lines)
 
 
-def test_every_column_is_understood(write):
+def test_every_column_is_read(write):
     text = rows(f"x/a.png,dog,{BOX},p1,,pool", "b.png, cat ,[],p2,t,test", "c.png,cat,,p1,t,train")
     source = folder(write(text, ["x/a.png", "b.png", "c.png"]), group="patient", dup="twin", split="half")
     assert source.classes == ("cat", "dog")
@@ -76,7 +78,7 @@ def test_blocks_of_contiguous_ids(write):
     assert groups == ["id-block-0", "id-block-0", "id-block-1", "id-block-1", "id-block-2", "id-block--1"]
 
 
-def test_byte_order_mark_quotes_blank_lines_and_spelling_of_paths(write):
+def test_quotes_blank_lines_and_odd_paths_are_read(write):
     text = 'file,label,boxes\n\n"./a.png","x, or y",\n\nb.png,z,\n'
     source = folder(write(text, encoding="utf-8-sig"))
     assert [(record.file, record.label) for record in source.records] == [("a.png", "x, or y"), ("b.png", "z")]
@@ -86,7 +88,7 @@ def test_given_classes_keep_their_order(write):
     assert folder(write(rows("a.png,x,,,,", "b.png,y,,,,")), classes=("y", "x")).classes == ("y", "x")
 
 
-def test_long_and_odd_paths_give_keys_that_webdataset_can_group(write):
+def test_keys_of_long_and_odd_paths_suit_webdataset(write):
     long = "d" * 70 + "/" + "e" * 70 + ".v1.png"
     source = folder(write(rows(f"{long},x,,,,", "ä b.c.png,y,,,,"), [long, "ä b.c.png"]))
     first, second = (record.key for record in source.records)
@@ -95,7 +97,7 @@ def test_long_and_odd_paths_give_keys_that_webdataset_can_group(write):
     assert second == "__b_c"
 
 
-def test_only_reading_decodes(write):
+def test_images_are_decoded_only_when_loaded(write):
     root = write(rows("a.png,x,,,,", "b.png,y,,,,"))
     (root / "a.png").write_text("no image")
     source = folder(root)
@@ -111,10 +113,11 @@ def test_only_reading_decodes(write):
         ("file,lable,boxes\na.png,x,\n", r"no column 'label' \(did you mean 'lable'\?\)"),
         ("file,label\na.png,x\n", "exactly one of the columns mask_file and boxes, has neither"),
         ("file,label,boxes,mask_file\na.png,x,,\n", "has mask_file and boxes"),
-        ("file,label,boxes,boxes\na.png,x,,\n", "two columns have one name"),
+        ("file,label,boxes,boxes\na.png,x,,\n", "2 columns have the name 'boxes'"),
         ("file,label,boxes\n", "lists no files"),
         ("file,label,boxes\na.png,x\n", "labels.csv line 2: has 2 cells, the first line names 3"),
-        ("file,label,boxes\na.png,x,\nb.png,y,,\n", "labels.csv line 3: has 4 cells"),
+        ("file,label,boxes\na.png,x,\nb.png,y,,z\n", "labels.csv line 3: has 4 cells"),
+        ("file,label,boxes,\na.png,x,,note\n", "labels.csv line 2: has 4 cells, .* or name the column"),
         ('file,label,boxes\na.png,"x"y,\n', "labels.csv line 2: is not CSV"),
         ('file,label,boxes\na.png,"x,\n', "labels.csv line 2: is not CSV"),
         (rows("a.png,x,,,,", "b.png,,,,,"), "labels.csv line 3: label is empty"),
@@ -126,9 +129,9 @@ def test_only_reading_decodes(write):
         (rows("x/../../a.png,x,,,,"), "is not a path inside the folder"),
         (rows("a\0.png,x,,,,"), "is not a path inside the folder"),
         (rows(".,x,,,,"), "is not a path inside the folder"),
-        (rows("a.png,x,,,,", "./a.png,y,,,,"), "labels.csv line 3: a.png is listed twice, first in labels.csv line 2"),
-        (rows("a.png,x,,,,", "a.jpg,y,,,,"), "labels.csv line 3: a.jpg has the same key 'a' as a.png"),
-        (rows("x/b.png,x,,,,", "x_b.png,y,,,,"), "labels.csv line 3: x_b.png has the same key 'x_b' as x/b.png"),
+        (rows("a.png,x,,,,", "./a.png,y,,,,"), "line 3: a.png has label 'y', but 'x' in labels.csv line 2"),
+        (rows("A.PNG,x,,,,"), r"there is no file A.PNG in .* \(did you mean 'a.png'\?\)"),
+        (rows("X/b.png,x,,,,"), r"there is no file X/b.png in .* \(did you mean 'x'\?\)"),
         *((rows(f'a.png,x,"{cell}",,,'), "labels.csv line 2: boxes of a.png are") for cell in NOT_BOXES),
     ],
 )
@@ -137,6 +140,7 @@ def test_faults_of_labels_csv(write, text, message):
     with pytest.raises(ShardError, match=message) as caught:
         folder(root)
     assert "\n" not in str(caught.value)
+    assert "remove" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
@@ -153,6 +157,7 @@ def test_faults_of_labels_csv(write, text, message):
         ({"dup": "tvin"}, r"has no column 'tvin' \(did you mean 'twin'\?\)"),
         ({"split": "halves"}, r"has no column 'halves' \(did you mean 'half'\?\)"),
         ({"split": "half"}, "labels.csv line 3: half is 'val', not pool, train or test"),
+        ({"boxes": "yolo"}, "boxes 'yolo' is none of xyxy, xywh, cxcywh, xyxy-normalised"),
         ({"split": "twin"}, "labels.csv line 2: twin is empty"),
         ({"classes": ("gliom", "y")}, r"line 2: a.png has label 'glioma', .* \(did you mean 'gliom'\?\)"),
     ],
@@ -171,7 +176,7 @@ def test_missing_labels_and_other_encodings(write, tmp_path):
         folder(root)
 
 
-def test_faults_that_only_the_pixels_tell_name_the_file(write, tmp_path):
+def test_faults_of_pixels_name_the_file(write, tmp_path):
     text = "file,label,mask_file\na.png,x,m.png\nb.png,y,\nc.png,x,\nd.png,y,\n"
     root = write(text, ["a.png", "b.png", "c.png", "d.png"])
     Image.fromarray(np.ones((8, 10), np.uint8)).save(root / "m.png")
@@ -192,8 +197,90 @@ def test_an_empty_mask_is_no_roi(write, tmp_path):
     assert [shards[i].has_roi for i in range(4)] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("name", ["mask_file", "boxes"])
+def test_rows_of_one_image_are_merged(write, name):
+    cells = ["m/1.png", "", "m/2.png"] if name == "mask_file" else ['"[[0,0,3,3]]"', "", '"[[4,4,8,10],[0,9,1,10]]"']
+    text = f"file,label,{name},p\n" + "".join(f"a.png,x,{cell},p1\nb.png,y,,p2\n" for cell in cells)
+    root = write(text, masks=["m/1.png"])
+    Image.fromarray(np.eye(10, 8, dtype=np.uint8)).save(root / "m" / "2.png") if name == "mask_file" else None
+    first, second = folder(root, group="p").records
+    assert (first.key, first.label, first.group, second.key) == ("a", "x", "p1", "b")
+    raw = first.load()
+    if name == "boxes":
+        assert raw.boxes == ((0, 0, 3, 3), (4, 4, 8, 10), (0, 9, 1, 10))
+    else:
+        upper = np.arange(10)[:, None].repeat(8, 1) < 5
+        assert np.array_equal(raw.mask, upper | np.eye(10, 8, dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group": "patient"}, "line 3: a.png has group 'p2', but 'p1' in labels.csv line 2"),
+        ({"dup": "twin"}, "line 3: a.png has duplicates 't', but '' in labels.csv line 2"),
+        ({"split": "half"}, "line 3: a.png has split 'test', but 'pool' in labels.csv line 2"),
+    ],
+)
+def test_rows_of_one_image_must_agree(write, settings, message):
+    with pytest.raises(ShardError, match=message):
+        folder(write(rows("a.png,x,,p1,,train", "a.png,x,,p2,t,test")), **settings)
+
+
+def test_masks_of_one_image_have_one_size(write):
+    root = write("file,label,mask_file\na.png,x,b.png\na.png,x,c.png\n")
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(root / "c.png")
+    [record] = folder(root).records
+    with pytest.raises(ShardError, match=r"c.png: is 10×8 \(w×h\), and .*b.png of the same image is 8×10"):
+        record.load()
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_names_are_equal_in_either_unicode_form(write, stored, listed):
+    name = "é/á ü.png"
+    text = rows(f"{unicodedata.normalize(listed, name)},x,,,,")
+    [record] = folder(write(text, [unicodedata.normalize(stored, name)])).records
+    assert record.load().image.shape == (10, 8)
+
+
+def test_a_patient_in_two_unicode_forms_is_one_group(write):
+    composed, decomposed = (unicodedata.normalize(form, "Zoé") for form in ("NFC", "NFD"))
+    source = folder(write(rows(f"a.png,x,,{composed},,", f"b.png,x,,{decomposed},,")), group="patient", dup="patient")
+    assert {record.group for record in source.records} == {record.duplicates for record in source.records} == {composed}
+
+
+def test_numeric_classes_are_in_numeric_order(write):
+    for suffix in ("", ".0"):
+        text = rows(*(f"a{i}.png,{i}{suffix},,,," for i in range(12)))
+        source = folder(write(text, [f"a{i}.png" for i in range(12)]))
+        assert source.classes == tuple(f"{i}{suffix}" for i in range(12))
+
+
+def test_a_note_tells_of_nearly_equal_classes(write):
+    source = folder(write(rows("a.png,No Finding,,,,", "b.png,no  finding,,,,")))
+    assert source.made["note"].startswith("classes 'No Finding' (1 sample), 'no  finding' (1 sample) have nearly equal")
+    assert "note" not in folder(write(rows("a.png,x,,,,", "b.png,y,,,,"))).made
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("name", ["a.png", "m.png", "labels.csv"])
+def test_pipes_and_devices_are_refused_at_once(write, name, make):
+    root = write("file,label,mask_file\na.png,x,m.png\n", masks=["m.png"])
+    (root / name).unlink()
+    make(root / name)
+    with pytest.raises(ShardError, match=f"{name}.* is not a regular file"):
+        folder(root)
+
+
+def test_names_that_a_terminal_obeys_are_shown_escaped(write):
+    root = write("file,label,boxes\n\x1b[2J\u202e.png,x,\n")
+    with pytest.raises(ShardError, match=r"there is no file \\x1b\[2J\\u202e.png in") as caught:
+        folder(root)
+    assert str(caught.value).isprintable()
+
+
 def test_sources_are_listed_with_a_line_each():
-    assert {"folder", "brats", "vindr", "siim", "phantom"} <= set(SOURCES)
+    assert {"folder", "brats", "vindr", "siim", "phantom", "coco", "labelme", "imagefolder"} <= set(SOURCES)
     for name, entry in SOURCES.items():
         assert entry.load().__name__ == name
         assert "\n" not in entry.summary

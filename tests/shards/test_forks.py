@@ -1,4 +1,4 @@
-"""Work in forked processes: its order, its errors, and that no process outlives its parent."""
+"""Work in forked processes: order, errors, and no process that outlives its parent."""
 
 import os
 import signal
@@ -38,12 +38,12 @@ def test_every_worker_works():
     assert len(processes) == 3
 
 
-def test_results_larger_than_any_pipe_come_whole():
+def test_results_larger_than_a_pipe_are_complete():
     sizes = [3 << 20, 1, 5 << 20, 0] * 3
     assert [len(data) for data in forked_map(bytes, sizes, 2)] == sizes
 
 
-def test_an_error_comes_when_its_turn_does_with_its_place():
+def test_an_error_is_raised_in_order_with_its_traceback():
     def work(i):
         if i == 7:
             raise ShardError("the seventh")
@@ -57,29 +57,29 @@ def test_an_error_comes_when_its_turn_does_with_its_place():
 
 
 def test_a_killed_worker_is_a_clear_error():
-    with pytest.raises(ShardError, match="was killed; was memory short"):
+    with pytest.raises(ShardError, match="was killed; free some memory"):
         list(forked_map(lambda i: os.kill(os.getpid(), signal.SIGKILL) if i == 5 else i, range(20), 2))
 
 
-def test_a_worker_killed_while_it_has_an_answer_under_way_is_the_same_error():
-    """Its answer is read before the next order is written, to nobody."""
+def test_a_worker_killed_with_a_result_unread_is_a_clear_error():
+    """Its result is read before the next order is written to the closed pipe."""
     results = forked_map(lambda _: os.getpid(), range(100), 1)
     worker = next(results)
-    time.sleep(0.1)  # for all that it was given
+    time.sleep(0.1)  # until it has worked on everything in its pipe
     os.kill(worker, signal.SIGKILL)
     os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
-    with pytest.raises(ShardError, match="was killed; was memory short"):
+    with pytest.raises(ShardError, match="was killed; free some memory"):
         list(results)
 
 
 class Peculiar(Exception):
-    """Cannot be unpickled: its arguments are not those that it was made of."""
+    """An error that cannot be unpickled, since `args` is not what its constructor takes."""
 
     def __init__(self, what, where):
         super().__init__(f"{what} in {where}")
 
 
-def test_an_error_that_cannot_travel_is_told_in_its_words():
+def test_an_error_without_a_pickle_keeps_its_text():
     def work(i):
         raise Peculiar("nothing", "a file")
 
@@ -89,7 +89,7 @@ def test_an_error_that_cannot_travel_is_told_in_its_words():
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_results_that_wait_for_their_turn_are_bounded(workers):
+def test_the_number_of_waiting_results_is_bounded(workers):
     begun = get_context("fork").Value("i", 0)
 
     def work(i):
@@ -119,12 +119,12 @@ def test_a_consumer_that_leaves_ends_the_workers():
     assert not any(map(alive, processes))
 
 
-def test_ctrl_c_is_the_parents_matter_alone():
+def test_only_the_parent_handles_ctrl_c():
     script = """
         import time
         from egal_shards.forks import forked_map
         results = forked_map(lambda i: time.sleep(0.05) or i, range(1000), 2)
-        next(results), next(results)  # of both
+        next(results), next(results)  # one from each worker
         try:
             print("under way", flush=True)
             list(results)
@@ -136,14 +136,14 @@ def test_ctrl_c_is_the_parents_matter_alone():
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as parent:
         try:
             assert parent.stdout.readline() == "under way\n"
-            os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to all of them
+            os.killpg(parent.pid, signal.SIGINT)  # to every process, as a terminal does
             assert parent.communicate(timeout=30) == ("ended\n", "")
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_an_interpreter_that_ends_in_the_midst_of_it_ends_the_workers():
+def test_an_interpreter_that_exits_ends_the_workers():
     script = """
         from egal_shards.forks import forked_map
         results = forked_map(lambda i: i, range(1000), 2)
@@ -175,13 +175,13 @@ def test_a_parent_that_is_killed_leaves_no_process():
 
 
 def test_processes_and_threads_pack_the_same_bytes(tmp_path, monkeypatch):
-    made = source(3 * packing._FORKED)
+    records = source(3 * packing._FORKED)
     forks = []
     monkeypatch.setattr(packing, "cores", lambda: 3)
-    monkeypatch.setattr(packing, "forked_map", lambda *given: forks.append(1) or forked_map(*given))
+    monkeypatch.setattr(packing, "forked_map", lambda *args: forks.append(1) or forked_map(*args))
     for name, forked in (("forked", True), ("threads", False)):
         monkeypatch.setattr(packing, "can_fork", lambda forked=forked: forked)
-        pack(made, tmp_path / name, size=16, progress=False)
+        pack(records, tmp_path / name, size=16, progress=False)
     assert forks == [1]
     files = sorted(path.name for path in (tmp_path / "forked").iterdir())
     assert files == sorted(path.name for path in (tmp_path / "threads").iterdir())
@@ -190,7 +190,7 @@ def test_processes_and_threads_pack_the_same_bytes(tmp_path, monkeypatch):
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 60))
-def test_runs_hold_whole_groups_where_these_fit(sizes, most):
+def test_runs_keep_groups_together_where_they_fit(sizes, most):
     groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
     plan = [packing._Planned(record_of(group), "pool", group) for group in groups]
     runs = list(packing._runs(plan, most))

@@ -1,4 +1,4 @@
-"""A set written from the README's description of the format alone, with none of our code, is one that we read."""
+"""A set written from the description of the format in docs/shards.md, without our code, can be read."""
 
 import hashlib
 import io
@@ -17,13 +17,13 @@ CLASSES = ("benign", "malignant", "never seen")
 
 
 def npy(descr, shape, data):
-    """ "npy headers" of the README."""
+    """Return an array as docs/shards.md describes "npy headers"."""
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n" + data
 
 
 def roi_payload(pixels, size):
-    """ "ROI bits": bit y mod 32 of word ⌊y/32⌋ of row x is pixel (y, x)."""
+    """Return an ROI as docs/shards.md describes "ROI bits": bit y mod 32 of word ⌊y/32⌋ of row x is pixel (y, x)."""
     words = math.ceil(size / 32)
     rows = [[0] * words for _ in range(size)]
     for y, x in pixels:
@@ -39,7 +39,7 @@ def image_payload(image):
 
 
 def samples(size, channels, dtype):
-    """(key, image, ROI pixels, label, group, split) of six samples in two shards."""
+    """Yield (key, image, ROI pixels, label, group, split) of six samples."""
     rng = np.random.default_rng(5)
     for i in range(6):
         image = rng.integers(0, np.iinfo(dtype).max + 1, (channels, size, size), dtype)
@@ -48,7 +48,7 @@ def samples(size, channels, dtype):
 
 
 def write_set(folder, size, channels, dtype):
-    """The whole format: tar shards, index.parquet, manifest.json."""
+    """Write tar shards, index.parquet and manifest.json."""
     columns = {name: [] for name in ("key", "shard", "offsets", "label", "group", "split", "roi_area", "sha256")}
     shards = []
     chosen = list(samples(size, channels, dtype))
@@ -56,14 +56,14 @@ def write_set(folder, size, channels, dtype):
         stream, name = io.BytesIO(), f"shard-{number:06d}.tar"
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for key, image, roi, label, group, split in part:
-                about = {
+                contents = {
                     "label": label, "class": CLASSES[label], "group": group, "split": split,
                     "boxes": [[1.5, 2, 3, 4]], "original_size": [640, 480], "file": f"raw/{key}.dcm",
                 }  # fmt: skip
                 members = {
                     "image.npy": image_payload(image),
                     "roi.npy": roi_payload(roi, size) if roi else b"",
-                    "json": json.dumps(about).encode(),
+                    "json": json.dumps(contents).encode(),
                 }
                 offsets = []
                 for extension, payload in members.items():
@@ -86,7 +86,7 @@ def write_set(folder, size, channels, dtype):
         "key": pa.string(), "shard": pa.int32(), "offsets": pa.list_(pa.int64(), 6), "label": pa.int64(),
         "group": pa.string(), "split": pa.string(), "roi_area": pa.int32(), "sha256": pa.binary(32),
     }  # fmt: skip
-    arrow = size % 2 == 0  # else without Arrow's own schema, as from other languages
+    arrow = size % 2 == 0  # other languages write no schema of Arrow
     pq.write_table(pa.table(columns, schema=pa.schema(types)), folder / "index.parquet", store_schema=arrow)
     index = (folder / "index.parquet").read_bytes()
     manifest = {
@@ -114,18 +114,18 @@ def write_set(folder, size, channels, dtype):
 @pytest.mark.parametrize(
     ("size", "channels", "dtype"), [(20, 1, "uint8"), (32, 3, "uint8"), (33, 1, "uint16"), (70, 3, "uint16")]
 )
-def test_a_set_written_from_the_readme_is_read(tmp_path, size, channels, dtype):
+def test_a_set_written_from_the_description_is_read(tmp_path, size, channels, dtype):
     write_set(tmp_path, size, channels, dtype)
     report = verify(tmp_path, progress=False)
     assert (report.samples, report.shards) == (6, 2)
     shards = ShardSet(tmp_path)
     assert (shards.name, shards.classes) == ("by hand", CLASSES)
-    for found, (key, image, roi, label, group, split) in zip(shards, samples(size, channels, dtype), strict=True):
-        assert (found.key, found.label, found.group, found.split) == (key, label, group, split)
-        assert found.has_roi == bool(roi)
-        np.testing.assert_array_equal(found.image, image)
-        assert found.image.dtype == dtype
-        assert sorted(zip(*np.nonzero(found.roi), strict=True)) == sorted(roi)
+    for sample, (key, image, roi, label, group, split) in zip(shards, samples(size, channels, dtype), strict=True):
+        assert (sample.key, sample.label, sample.group, sample.split) == (key, label, group, split)
+        assert sample.has_roi == bool(roi)
+        np.testing.assert_array_equal(sample.image, image)
+        assert sample.image.dtype == dtype
+        assert sorted(zip(*np.nonzero(sample.roi), strict=True)) == sorted(roi)
     [batch] = shards.batches(range(6), 6)
     bits = batch.roi.numpy().view(np.uint32)
     for i, (_, _, roi, *_) in enumerate(samples(size, channels, dtype)):

@@ -1,4 +1,4 @@
-"""Arbitrary bytes with right digests, into every parser: a ShardError of one line, or what was there before.
+"""Arbitrary bytes with right digests in every parser end in a ShardError of one line, or in a consistent result.
 
 A few seconds here; `make fuzz` runs the same tests for longer.
 """
@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 
 @st.composite
 def spoiled(draw, good):
-    """`good` with some places overwritten, cut out, repeated or filled in; now and then other bytes altogether."""
+    """Draw `good` with some bytes overwritten, cut out, repeated or inserted, and sometimes entirely other bytes."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 4))):
         at, size = draw(st.integers(0, len(data))), draw(st.integers(0, 40))
@@ -51,7 +51,7 @@ def spoiled(draw, good):
 
 
 def refused(run):
-    """What `run` returns, or None where it raises the one error, in one line."""
+    """Return the result of `run`, or None where it raises ShardError with one line."""
     try:
         return run()
     except ShardError as error:
@@ -62,7 +62,7 @@ def refused(run):
 
 @quick
 @given(st.data())
-def test_manifests(folders, data):
+def test_spoiled_manifests_are_refused_or_consistent(folders, data):
     good = (folders / "npy" / "manifest.json").read_bytes()
     raw = data.draw(spoiled(good))
     raw = re.sub(rb'(?<=\A\{\n "checksum": ")[0-9a-f]{64}', b"0" * 64, raw)
@@ -74,7 +74,7 @@ def test_manifests(folders, data):
 
 @quick
 @given(st.data())
-def test_indices(folders, data):
+def test_spoiled_indices_are_refused_or_consistent(folders, data):
     good = (folders / "npy" / "index.parquet").read_bytes()
     raw = data.draw(spoiled(good))
     (folders / "bad" / "index.parquet").write_bytes(raw)
@@ -86,7 +86,7 @@ def test_indices(folders, data):
 
 @quick
 @given(st.data(), st.sampled_from(["npy", "png", "jpg"]), st.integers(0, 2))
-def test_samples(folders, data, image_format, part):
+def test_spoiled_samples_are_refused_or_of_the_format(folders, data, image_format, part):
     shards = ShardSet(folders / image_format)
     rows = shards.rows
     with shards.open_shard(0) as file:
@@ -104,7 +104,7 @@ def test_samples(folders, data, image_format, part):
 
 @quick
 @given(st.data())
-def test_tar_headers(folders, data):
+def test_spoiled_tar_headers_are_refused(folders, data):
     good = (folders / "npy" / "shard-000000.tar").read_bytes()[:512]
     block = data.draw(spoiled(good))[:512]
     if refused(lambda: check_header(block, "s000.image.npy", 192, "sample") or True):

@@ -116,7 +116,7 @@ def touched(low, high, pixels, extent, start):
     return {start + floor(low * pixels / extent) + i for i in range(-1, floor((high - low) * pixels / extent) + 3)}
 
 
-def test_box_between_pixel_centres_keeps_the_pixel_under_its_middle():
+def test_a_box_between_centres_keeps_the_pixel_under_its_middle():
     at = place(8, 8, 8, "letterbox")
     got = draw_boxes([(3.6, 5.55, 4.2, 5.95)], at)
     assert np.argwhere(got).tolist() == [[5, 3]]
@@ -151,7 +151,7 @@ def test_image_and_mask_stay_aligned(width, height, size, resize, data):
     assert total == pytest.approx(144 * at.columns * at.rows / (width * height), rel=0.12, abs=1.5)
 
 
-def test_image_is_the_antialiased_bilinear_of_pillow_on_a_zero_canvas():
+def test_images_are_resized_as_by_pillow_on_a_zero_canvas():
     pixels = np.random.default_rng(0).integers(1, 256, (40, 30, 3), dtype=np.uint8)
     at = place(30, 40, 16, "letterbox")
     canvas = resize_image(pixels, at)
@@ -178,7 +178,7 @@ def test_resampling_is_pillows_of_rows_and_then_of_columns(data):
     assert np.array_equal(resample(pixels, rows, columns), np.asarray(expected))
 
 
-def test_boxes_are_clipped_by_a_thousandth_of_a_pixel_and_no_more():
+def test_boxes_are_clipped_by_a_thousandth_of_a_pixel():
     assert fit_boxes([(-0.0009, 0, 5, 10.0009)], 10, 10, "f") == ((0, 0, 5, 10),)
     for box in [(-0.002, 0, 5, 5), (0, -0.002, 5, 5), (0, 0, 10.002, 5), (0, 0, 5, 10.002), (0, 0, float("nan"), 5)]:
         with pytest.raises(ShardError, match=r"f: box .* leaves its image of 10×10"):

@@ -1,6 +1,7 @@
-"""Sets by an author who means harm and gets every digest right: refused by name, nothing run, written or blown up.
+"""Sets whose author means harm and gets every digest right are refused by name.
 
-Each payload would leave a trace: the file `trace` in the working folder, or memory.
+Nothing of them is run or written, and they take no more memory than honest sets. Each payload would leave a trace: the
+file `trace` in the working folder, or the memory.
 """
 
 import gzip
@@ -30,7 +31,7 @@ SHARD = "shard-000000.tar"
 
 
 class Bomb:
-    """Leaves a trace when it is unpickled."""
+    """An object that leaves a trace when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch trace",)
@@ -46,13 +47,13 @@ def pristine(tmp_path_factory):
 
 @pytest.fixture
 def copy(pristine, tmp_path, monkeypatch):
-    """A function that copies the set of one image format; the working folder is where traces would be."""
+    """Return a function that copies the set of one image format. Traces would appear in the working folder."""
     monkeypatch.chdir(tmp_path)
     return lambda image_format="npy": shutil.copytree(pristine / image_format, tmp_path / "set")
 
 
 def refused(folder, message=None, opens=True):
-    """By `verify`, by each way to read sample 0, and by opening where it should not even open."""
+    """Assert that `verify` refuses the set, and so does every way to read sample 0, or opening the set."""
     checks = [lambda: verify(folder, progress=False)]
     if opens:
         shards = ShardSet(folder)
@@ -68,14 +69,14 @@ def refused(folder, message=None, opens=True):
 
 
 def forge(folder, payloads=None, headers=None):
-    """Give sample 0 other payloads {0: image, 1: roi, 2: json} and tar headers; index and manifest agree."""
+    """Give sample 0 other payloads {0: image, 1: roi, 2: json} and tar headers, and let index and manifest agree."""
     frame = ShardSet(folder).index()
     rows = frame[frame.shard == 0]
     tar = (folder / SHARD).read_bytes()
     blocks, offsets, digests, end = [], [], [], 0
     for i, row in rows.iterrows():
         parts = row.offsets.reshape(3, 2)
-        found = []
+        members = []
         for part, (at, size) in enumerate(parts.tolist()):
             payload, header = tar[at : at + size], tar[at - 512 : at] if size else b""
             if i == 0 and payloads and part in payloads:
@@ -86,10 +87,10 @@ def forge(folder, payloads=None, headers=None):
             if i == 0 and headers and part in headers:
                 header = headers[part](tarfile.TarInfo.frombuf(header, "ascii", "strict"))
             blocks += [header, payload.ljust(-(-len(payload) // 512) * 512, b"\0")]
-            found.append((end + len(header) if payload else 0, len(payload), payload))
+            members.append((end + len(header) if payload else 0, len(payload), payload))
             end += len(header) + len(blocks[-1])
-        offsets.append([value for at, size, _ in found for value in (at, size)])
-        digests.append(hashlib.sha256(b"".join(payload for *_, payload in found)).digest())
+        offsets.append([value for at, size, _ in members for value in (at, size)])
+        digests.append(hashlib.sha256(b"".join(payload for *_, payload in members)).digest())
     (folder / SHARD).write_bytes(b"".join(blocks) + bytes(1024))
 
     def change(columns):
@@ -99,7 +100,7 @@ def forge(folder, payloads=None, headers=None):
 
 
 def npy(text, size=192):
-    """An npy file of so many bytes whose header is this text."""
+    """Return an npy file of `size` bytes whose header is this text."""
     return (b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.encode().ljust(117) + b"\n").ljust(size, b"\1")
 
 
@@ -120,7 +121,7 @@ NPY = {
 
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("name", NPY)
-def test_npy_that_is_none_of_ours(copy, name, part):
+def test_npy_files_by_others_are_refused(copy, name, part):
     folder = copy()
     size = int(ShardSet(folder).rows.offsets[0, 2 * part + 1])
     forge(folder, {part: NPY[name].ljust(size, b"\0")[:size]})
@@ -159,7 +160,7 @@ def sized(size):
 
 
 def preceded(kind, **fields):
-    """The header after a PAX one that overrides it."""
+    """Return a function that puts a PAX header, which overrides the header of the member, before it."""
 
     def header(member):
         if kind == "global":
@@ -212,7 +213,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_tar_headers_that_are_none_of_ours(copy, name):
+def test_tar_headers_by_others_are_refused(copy, name):
     folder = copy()
     forge(folder, headers={0: HEADERS[name]})
     if name == "name with a NUL":  # tar names end at NUL: it is the right one
@@ -252,10 +253,10 @@ def test_pax_headers_before_a_member(copy, name):
     ],
     ids=["pickle", "deep list", "deep object", "long number", "NaN", "twice", "not UTF-8", "long text", "compressed"],
 )
-def test_json_that_is_none_of_ours(copy, text):
+def test_json_by_others_is_refused(copy, text):
     folder = copy()
     forge(folder, {2: text})
-    refused(folder, "sample s000: its json is not that of the format")
+    refused(folder, "sample s000: its json does not follow the format")
 
 
 def test_json_above_its_bound(copy):
@@ -279,7 +280,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_images_that_are_none_of_ours(copy, name):
+def test_images_by_others_are_refused(copy, name):
     image_format, payload = IMAGES[name]
     folder = copy(image_format)
     forge(folder, {0: payload[: 128 + (1 << 16)]})
@@ -293,7 +294,7 @@ def parquet(table, **options):
 
 
 def many_groups(table):
-    """Thousands of row groups, all but the first empty."""
+    """Return a Parquet file of thousands of row groups, all but the first empty."""
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema) as writer:
         writer.write_table(table)
@@ -303,13 +304,13 @@ def many_groups(table):
 
 
 def repeated(table, text):
-    """A dictionary of one long text that every row refers to."""
+    """Return a Parquet file whose dictionary has one long text, to which every row refers."""
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [text])
     return parquet(table.set_column(table.schema.get_field_index("group"), "group", texts), compression="zstd")
 
 
 def unpickled(table):
-    """A column of an Arrow extension type whose description is a pickle."""
+    """Return a Parquet file with a column of an Arrow extension type whose description is a pickle."""
     field = pa.field(
         "label",
         pa.int64(),
@@ -341,12 +342,12 @@ INDICES = {
 
 
 @pytest.mark.parametrize("name", INDICES)
-def test_indices_that_are_none_of_ours(copy, name):
+def test_indices_by_others_are_refused(copy, name):
     folder = copy()
     path = folder / "index.parquet"
     path.write_bytes(INDICES[name](pq.read_table(path)))
     resign(folder)
-    refused(folder, r"index.parquet|manifest.json: index of \d+ bytes is too large", opens=False)
+    refused(folder, r"index.parquet|manifest.json: index has \d+ bytes, too many", opens=False)
 
 
 def test_extension_type_with_a_pickle_runs_nothing(copy):
@@ -372,7 +373,7 @@ def test_extension_type_with_a_pickle_runs_nothing(copy):
         lambda fields: fields.update(made=deep(400)),
     ],
 )
-def test_manifests_that_are_none_of_ours(copy, change):
+def test_manifests_by_others_are_refused(copy, change):
     folder = copy()
     edit_manifest(folder, change)
     refused(folder, "manifest.json: ", opens=False)
@@ -395,8 +396,8 @@ def test_raw_manifest_with_its_checksum_right(copy, body):
 
 @pytest.mark.parametrize("name", ["manifest.json", "index.parquet", SHARD])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_files_of_a_set_that_are_none(copy, name, make):
-    """Nothing waits for a pipe to be written, or reads a device to its end."""
+def test_pipes_folders_and_devices_in_a_set_are_refused(copy, name, make):
+    """No reader waits for a pipe to be written, or reads a device to its end."""
     folder = copy()
     (folder / name).unlink()
     make(folder / name)
@@ -412,7 +413,7 @@ def test_paths_are_nothing_but_paths(tmp_path, monkeypatch, path):
 
 
 def test_memory_is_bounded(copy, tmp_path):
-    """What would unpack to gigabytes is refused in 100 MB more than an honest set takes: in a process of its own."""
+    """In a process of its own, sets that would unpack to gigabytes take at most 100 MB more than an honest set."""
     code = r"""
         import re, sys
         from pathlib import Path
@@ -456,8 +457,8 @@ def test_memory_is_bounded(copy, tmp_path):
     assert int(grown) < 100
 
 
-def test_forged_members_that_are_right_are_read(copy):
-    """The forger itself does not spoil a set."""
+def test_a_set_forged_without_change_is_read(copy):
+    """A set that `forge` writes unchanged is sound, so the other tests see the forged part alone."""
     folder = copy()
     forge(folder)
     assert verify(folder, progress=False).samples == 12

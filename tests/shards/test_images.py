@@ -72,18 +72,14 @@ def test_masks_are_what_is_above_zero(tmp_path):
         mask = read_mask(saved(tmp_path / name, pixels))
         assert mask.dtype == bool
         assert np.array_equal(mask, inside), name
-    palette = Image.fromarray(inside.astype(np.uint8)).convert("P")
-    palette.putpalette([255, 255, 255, 0, 0, 0])  # by index, not by colour
-    palette.save(tmp_path / "p.png")
-    assert np.array_equal(read_mask(tmp_path / "p.png"), inside)
 
 
 def test_16_bit_grey_keeps_its_bits(tmp_path):
     deep = np.random.default_rng(2).integers(0, 65536, (9, 13)).astype(np.uint16)
     for name, stored in {"le.tif": deep, "be.tif": deep.astype(">u2"), "a.png": deep}.items():
-        found = read_image(saved(tmp_path / name, stored))
-        assert found.dtype == np.dtype(np.uint16)
-        assert np.array_equal(found, deep), name
+        pixels = read_image(saved(tmp_path / name, stored))
+        assert pixels.dtype == np.dtype(np.uint16)
+        assert np.array_equal(pixels, deep), name
         shown = read_image(tmp_path / name, (1000, 50_000))
         expected = np.clip((deep.astype(np.float64) - 1000) / 49_000, 0, 1)
         assert shown.dtype == np.float32
@@ -114,8 +110,8 @@ def test_files_that_are_not_read(tmp_path):
     for read, name, message in [
         (read_image, "text.png", "is not a PNG or JPEG or BMP or TIFF file"),
         (read_image, "a.gif", "is not a PNG"),
-        (read_mask, "lossy.jpg", "is not a PNG or BMP or TIFF file"),
-        (read_image, "many.tif", "holds 2 frames"),
+        (read_mask, "lossy.jpg", "grey levels from 0 to 255, like a picture, and is no mask"),
+        (read_image, "many.tif", "holds more than one frame"),
         (read_image, "absent.png", "No such file"),
         (read_image, "", "Is a directory"),
     ]:
@@ -128,9 +124,7 @@ def test_files_that_are_not_read(tmp_path):
 @pytest.mark.parametrize("sides", [(10_001, 10_000), (60_000, 60_000)])
 @pytest.mark.parametrize("make", [png, jpeg], ids=["PNG", "JPEG"])
 @pytest.mark.parametrize("read", [read_image, read_mask])
-def test_a_header_that_promises_too_many_pixels_is_refused_before_decoding(tmp_path, make, sides, read):
-    if (make, read) == (jpeg, read_mask):
-        return
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, make, sides, read):
     (tmp_path / "bomb").write_bytes(make(*sides))
     assert sides[0] * sides[1] > MAX_PIXELS
     tracemalloc.start()
@@ -160,7 +154,7 @@ def encoded(image_format):
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "TIFF"])
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_end_in_an_error_that_names_them_or_in_an_image(tmp_path_factory, image_format):
+def test_damaged_files_are_named_or_read(tmp_path_factory, image_format):
     path = tmp_path_factory.mktemp("damaged") / "x.img"
     good = encoded(image_format)
 

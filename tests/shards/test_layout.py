@@ -1,4 +1,4 @@
-"""The bytes of members: read by numpy and tarfile, refused when they differ in the slightest."""
+"""The bytes of members: numpy and tarfile read them, and any difference is refused."""
 
 import io
 import tarfile
@@ -26,7 +26,7 @@ def test_roi_bit_y_of_row_x_is_pixel_y_x(height, width, seed):
 
 
 @pytest.mark.parametrize("size", [8, 31, 224, 4096])
-def test_npy_headers_are_those_that_numpy_writes(size):
+def test_npy_headers_equal_those_of_numpy(size):
     for array in (np.zeros((3, size, 8), np.uint8), np.zeros(layout.roi_shape(size), "<u4")):
         stream = io.BytesIO()
         np.save(stream, array)

@@ -1,4 +1,4 @@
-"""Packing and reading back: what went in comes out, in every format, byte for byte the same each time."""
+"""Packing and reading back: samples return unchanged in every format, and equal input gives equal bytes."""
 
 import dataclasses
 import fcntl
@@ -29,11 +29,11 @@ def quiet_pack(*args, **settings):
 
 
 def expected(i, channels, colour, resize, size=16):
-    """Image [C,H,W] and ROI by way of geometry, which has tests of its own."""
-    one = raw(i, colour=colour)
-    at = place(one.image.shape[1], one.image.shape[0], size, resize)
-    image = resize_image(np.asarray(Image.fromarray(one.image).convert("L" if channels == 1 else "RGB")), at)
-    roi = draw_boxes(one.boxes, at) if one.mask is None else resize_mask(one.mask, at)
+    """Return image [C,H,W] and ROI by the functions of geometry, which have their own tests."""
+    original = raw(i, colour=colour)
+    at = place(original.image.shape[1], original.image.shape[0], size, resize)
+    image = resize_image(np.asarray(Image.fromarray(original.image).convert("L" if channels == 1 else "RGB")), at)
+    roi = draw_boxes(original.boxes, at) if original.mask is None else resize_mask(original.mask, at)
     return np.atleast_3d(image).transpose(2, 0, 1), roi
 
 
@@ -64,9 +64,8 @@ def test_samples_come_back(tmp_path, channels, colour, image_format, resize):
     assert verify(tmp_path / "set", progress=False).samples == 12
 
 
-def test_positions_are_those_of_a_sequence(tmp_path):
-    quiet_pack(source(), tmp_path / "set")
-    shards = ShardSet(tmp_path / "set")
+def test_a_set_is_indexed_like_a_sequence(pack_set):
+    shards = pack_set(source())
     assert shards[-1].key == shards[np.int64(11)].key == "s011"
     assert [sample.key for sample in shards] == [f"s{i:03d}" for i in range(12)]
     for i in (12, -13):
@@ -74,7 +73,7 @@ def test_positions_are_those_of_a_sequence(tmp_path):
             shards[i]
 
 
-def test_manifest_and_index_tell_what_is_there(tmp_path):
+def test_manifest_and_index_describe_the_samples(tmp_path):
     manifest = quiet_pack(source(note="x"), tmp_path / "set", shard_mb=0.01, split=Split(0.4, 5))
     assert manifest == Manifest.read(tmp_path / "set")
     assert manifest.counts.samples == sum(shard.samples for shard in manifest.shards) == 12
@@ -90,8 +89,8 @@ def test_manifest_and_index_tell_what_is_there(tmp_path):
         assert row.roi_area == expected(i, 1, False, "letterbox")[1].sum()
         with (tmp_path / "set" / f"shard-{row.shard:06d}.tar").open("rb") as file:
             file.seek(row.offsets[4])
-            about = json.loads(file.read(row.offsets[5]))
-        assert about == {
+            contents = json.loads(file.read(row.offsets[5]))
+        assert contents == {
             "label": row.label,
             "class": CLASSES[row.label],
             "group": row.group,
@@ -102,14 +101,13 @@ def test_manifest_and_index_tell_what_is_there(tmp_path):
         }
 
 
-def test_strings_of_the_index_survive_a_numpy_shuffle(tmp_path):
-    quiet_pack(source(), tmp_path / "set")
-    groups = ShardSet(tmp_path / "set").index().group.unique()
+def test_strings_of_the_index_survive_a_numpy_shuffle(pack_set):
+    groups = pack_set(source()).index().group.unique()
     np.random.default_rng(0).shuffle(groups)
     assert sorted(groups) == [f"g{i:03d}" for i in range(6)]
 
 
-def test_shards_hold_no_more_than_asked(tmp_path):
+def test_shards_keep_their_size_limit(tmp_path):
     manifest = quiet_pack(source(30), tmp_path / "set", shard_mb=0.02)
     assert all(shard.bytes <= 20_000 for shard in manifest.shards)
     assert min(shard.samples for shard in manifest.shards[:-1]) > 1
@@ -134,16 +132,16 @@ def test_stock_tar_and_webdataset_read_the_shards(tmp_path):
         assert all(member.isreg() and member.mtime == 0 for member in tar)
 
 
-def test_equal_input_gives_equal_bytes_whatever_the_threads(tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     slow_first = threading.Event()
 
     def load(i):
         if i == 0:
-            slow_first.wait(0.2)  # the first comes last where there are threads
+            slow_first.wait(0.2)  # with threads, the first sample is the last to be decoded
         return raw(i)
 
     contents = []
-    monkeypatch.setattr(packing, "_RUN", 1)  # else one worker would take them all
+    monkeypatch.setattr(packing, "_RUN", 1)  # else one worker would take all samples
     for workers in (1, 2, 7):
         monkeypatch.setattr(packing, "cores", lambda workers=workers: workers)
         out = tmp_path / str(workers)
@@ -154,7 +152,7 @@ def test_equal_input_gives_equal_bytes_whatever_the_threads(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("value", [np.float32(1), (1, 2), {1: 2}, float("nan"), {"deep": [b"x"]}, object()])
 @pytest.mark.parametrize("of", ["record", "file"])
-def test_what_is_told_of_a_sample_and_is_no_json_is_refused(tmp_path, value, of):
+def test_facts_that_are_not_json_are_refused(tmp_path, value, of):
     made = source(load=lambda i: dataclasses.replace(raw(i), about={"scanner": value} if of == "file" else {}))
     if of == "record":
         made = dataclasses.replace(made, records=[dataclasses.replace(r, about={"a": value}) for r in made.records])
@@ -165,13 +163,13 @@ def test_what_is_told_of_a_sample_and_is_no_json_is_refused(tmp_path, value, of)
     assert not (tmp_path / "set").exists()
 
 
-def test_what_is_told_of_a_sample_is_in_its_json(tmp_path):
+def test_facts_about_a_sample_are_in_its_json(tmp_path, pack_set):
     made = source(load=lambda i: dataclasses.replace(raw(i), about={"window": [0.25, i], "both": "file"}))
     records = [dataclasses.replace(record, about={"visit": 2, "both": "record"}) for record in made.records]
-    quiet_pack(dataclasses.replace(made, records=records), tmp_path / "set")
+    pack_set(dataclasses.replace(made, records=records))
     with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
-        about = json.load(tar.extractfile("s003.json"))["about"]
-    assert about == {"visit": 2, "window": [0.25, 3], "both": "file"}
+        facts = json.load(tar.extractfile("s003.json"))["about"]
+    assert facts == {"visit": 2, "window": [0.25, 3], "both": "file"}
 
 
 def test_other_settings_give_another_identity(tmp_path):
@@ -194,40 +192,46 @@ def test_fixed_split_goes_into_the_set(tmp_path):
     assert ShardSet(tmp_path / "set").index().split.tolist() == [record.split for record in made.records]
 
 
-def one(**changes):
+def with_record(**changes):
     fields = {"key": "k", "label": "a", "group": "g", "file": "f.png", "load": lambda: raw(0)} | changes
     return Source("tiny", CLASSES, [*source().records, Record(**fields)], {})
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("bad", "message"),
     [
         (Source("tiny", CLASSES, [], {}), "tiny: has no samples"),
         (Source("tiny", ("a", "a"), source().records, {}), "class is listed twice"),
         (Source("tiny", CLASSES, source().records, {"x": np.int64(1)}), "cannot be written as JSON"),
         (Source("tiny", CLASSES, source().records, {"x": float("nan")}), "cannot be written as JSON"),
-        (one(key="a.b"), "f.png: key 'a.b' is not"),
-        (one(key="../x"), "key '../x' is not"),
-        (one(key="é"), "key 'é' is not"),
-        (one(key="k\n"), "is not"),
-        (one(key="k" * 81), "is not 1 to 80"),
-        (one(key="s003"), r"f.png: has the same key 's003' as images/3.png"),
-        (one(label="z"), "f.png: label 'z' is none of"),
-        (one(load=lambda: Raw(np.zeros((4, 4)), None)), r"f.png: image is float64 \[4, 4\]"),
-        (one(load=lambda: Raw(np.zeros((4, 4, 4), np.uint8), None)), "f.png: image is"),
-        (one(load=lambda: Raw(np.zeros((4, 0), np.uint8), None)), "f.png: image is"),
-        (one(load=lambda: Raw(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))), "f.png: mask is uint8"),
-        (one(load=lambda: Raw(np.zeros((4, 5), np.uint8), np.zeros((5, 4), bool))), "its mask is 4×5 .* the image 5×4"),
+        (with_record(key="a.b"), "f.png: key 'a.b' is not"),
+        (with_record(key="../x"), "key '../x' is not"),
+        (with_record(key="é"), "key 'é' is not"),
+        (with_record(key="k\n"), "is not"),
+        (with_record(key="k" * 81), "is not 1 to 80"),
+        (with_record(key="s003"), r"f.png: has the same key 's003' as images/3.png"),
+        (with_record(label="z"), "f.png: label 'z' is none of"),
+        (with_record(load=lambda: Raw(np.zeros((4, 4)), None)), r"f.png: image is float64 \[4, 4\]"),
+        (with_record(load=lambda: Raw(np.zeros((4, 4, 4), np.uint8), None)), "f.png: image is"),
+        (with_record(load=lambda: Raw(np.zeros((4, 0), np.uint8), None)), "f.png: image is"),
+        (with_record(load=lambda: Raw(np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))), "f.png: mask is uint8"),
         (
-            one(load=lambda: Raw(np.zeros((4, 4), np.uint8), np.ones((4, 4), bool), ((0, 0, 1, 1),))),
+            with_record(load=lambda: Raw(np.zeros((4, 5), np.uint8), np.zeros((5, 4), bool))),
+            "its mask is 4×5 .* the image 5×4",
+        ),
+        (
+            with_record(load=lambda: Raw(np.zeros((4, 4), np.uint8), np.ones((4, 4), bool), ((0, 0, 1, 1),))),
             "both a mask and boxes",
         ),
-        (one(load=lambda: Raw(np.zeros((4, 4), np.uint8), None, ((0, 0, 5, 1),))), "f.png: box .* leaves its image"),
+        (
+            with_record(load=lambda: Raw(np.zeros((4, 4), np.uint8), None, ((0, 0, 5, 1),))),
+            "f.png: box .* leaves its image",
+        ),
     ],
 )
-def test_bad_sources_leave_nothing(tmp_path, made, message):
+def test_bad_sources_leave_nothing(tmp_path, bad, message):
     with pytest.raises(ShardError, match=message) as caught:
-        quiet_pack(made, tmp_path / "set")
+        quiet_pack(bad, tmp_path / "set")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -243,7 +247,7 @@ def test_bad_sources_leave_nothing(tmp_path, made, message):
         ({"shard_mb": 0}, "shard_mb 0"),
     ],
 )
-def test_bad_settings(tmp_path, settings, message):
+def test_bad_settings_are_named(tmp_path, settings, message):
     with pytest.raises(ShardError, match=message):
         quiet_pack(source(), tmp_path / "set", **settings)
 
@@ -268,7 +272,7 @@ def test_full_disk_is_a_clear_error(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_pack_leaves_nothing(tmp_path):
+def test_interrupted_pack_leaves_nothing(tmp_path, child_environment):
     """Ctrl-C while samples are being decoded, in a process of its own."""
     code = """
         import sys, time
@@ -284,12 +288,11 @@ def test_interrupted_pack_leaves_nothing(tmp_path):
 
         pack(source(2000, load=load), Path(sys.argv[1]) / "set", size=16, shard_mb=0.01, progress=False)
     """
-    path = os.pathsep.join([str(tests) for tests in sys.path])
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env=child_environment,
         text=True,
     ) as process:
         line = process.stdout.readline()
@@ -301,7 +304,7 @@ def test_interrupted_pack_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packing_verifying_and_reading_need_no_torch(tmp_path):
+def test_packing_verifying_and_reading_need_no_torch(tmp_path, child_environment):
     code = """
         import sys
         import egal_shards
@@ -314,9 +317,8 @@ def test_packing_verifying_and_reading_need_no_torch(tmp_path):
         ShardSet(out)[0], ShardSet(out).index()
         assert "torch" not in sys.modules
     """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=child_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pack tiny" in done.stderr
     assert "verify tiny" in done.stderr
@@ -330,7 +332,7 @@ def test_index_reads_with_stock_pandas(tmp_path):
     assert len(frame.offsets[0]) == 6
 
 
-def test_what_a_killed_pack_left_behind_goes_and_what_another_is_writing_stays(tmp_path):
+def test_only_folders_of_killed_packs_are_removed(tmp_path):
     killed, running, foreign = (tmp_path / f".set.{name}.partial" for name in ("0" * 8, "1" * 8, "mine"))
     for folder in (killed, running, foreign):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The phantom: reproducible sample by sample, and every dial does what it says, measured on the drawn pixels."""
+"""The phantom: every sample is reproducible, and every setting has its effect, measured on the drawn pixels."""
 
 import pickle
 import subprocess
@@ -39,7 +39,7 @@ def same(a, b):
 
 
 def read_glyph(marker):
-    """Which class's letter stands in the picture, read off its strokes; the test's own reader."""
+    """Return the class whose letter is in the picture, read from its strokes."""
     rows, columns = np.nonzero(marker)
     letter = marker[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     middle = letter.shape[0] // 2
@@ -49,7 +49,7 @@ def read_glyph(marker):
 
 
 def information(labels, glyphs):
-    """Mutual information in nats and its upper 99.9 % bound under independence (G-test, 4 degrees of freedom)."""
+    """Return the mutual information in nats, and its 99.9 % bound under independence (G-test, 4 degrees of freedom)."""
     counts = np.zeros((3, 3))
     np.add.at(counts, (labels, glyphs), 1)
     p = counts / counts.sum()
@@ -58,12 +58,12 @@ def information(labels, glyphs):
     return float(np.sum(p[seen] * np.log(p[seen] / expected[seen]))), 18.47 / (2 * counts.sum())
 
 
-# ---- what a source promises
+# ---- records
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [32, 47, 64, 512])
-def test_every_sample_is_a_grey_image_with_one_lesion_and_its_roi(kind, size):
+def test_every_sample_is_grey_with_one_lesion_and_its_roi(kind, size):
     source = make_phantom(kind, samples=60, size=size)
     for record in source.records[:: 1 if size < 100 else 12]:
         raw = record.load()
@@ -78,7 +78,7 @@ def test_every_sample_is_a_grey_image_with_one_lesion_and_its_roi(kind, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_keys_files_and_made_name_the_sample_and_every_dial(kind):
+def test_keys_and_manifest_name_samples_and_settings(kind):
     chosen = {"samples": 61, "size": 33, "shortcut": 0.25, "roi_area": 0.04, "roi_noise": 0.5, "test": 0.4, "seed": 7}
     source = make_phantom(kind, **chosen)
     assert source.name == f"phantom-{kind}"
@@ -99,7 +99,7 @@ def test_defaults_are_the_brain_at_64_pixels():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sample_is_the_same_in_any_order_thread_process_and_source(kind):
+def test_samples_do_not_depend_on_order_or_thread(kind):
     first = make_phantom(kind, samples=80, roi_noise=0.5, shortcut=0.5, seed=3)
     again = make_phantom(kind, samples=80, roi_noise=0.5, shortcut=0.5, seed=3)
     forward = [record.load() for record in first.records]
@@ -128,7 +128,7 @@ def test_slices_of_a_patient_share_their_anatomy():
     assert own > other + 0.2
 
 
-def test_dials_move_only_what_they_name():
+def test_each_setting_changes_only_what_it_names():
     for plain, dialled in zip(draw(samples=60), draw(samples=60, roi_noise=0.8), strict=True):
         assert np.array_equal(plain.image, dialled.image)
         assert np.array_equal(plain.lesion, dialled.lesion)
@@ -148,7 +148,7 @@ def test_dials_move_only_what_they_name():
 @given(
     samples=st.integers(60, 3000), test=st.floats(0.05, 0.95), seed=st.integers(0, 2**40), kind=st.sampled_from(KINDS)
 )
-def test_splits_hold_whole_patients_every_class_and_the_share_asked_for(samples, test, seed, kind):
+def test_splits_keep_patients_classes_and_shares(samples, test, seed, kind):
     cases = plan(dials(kind=kind, samples=samples, test=test, seed=seed))
     assert [case.index for case in cases] == list(range(samples))
     slices, sides, labels = defaultdict(list), defaultdict(set), defaultdict(set)
@@ -179,7 +179,7 @@ def test_records_carry_the_planned_label_group_and_split():
 # ---- shortcut
 
 
-def test_marker_tells_the_class_in_the_pool_as_shortcut_rises_and_nothing_in_the_test_set():
+def test_marker_predicts_the_class_only_in_the_pool():
     told = []
     for shortcut in (0.0, 0.3, 0.7, 1.0):
         cases = plan(dials(samples=800, size=32, test=0.5, shortcut=shortcut))
@@ -193,11 +193,11 @@ def test_marker_tells_the_class_in_the_pool_as_shortcut_rises_and_nothing_in_the
         assert abs(agreement - expected) <= 3.3 * np.sqrt(expected * (1 - expected) / n)
         told.append(information(labels[pool], glyphs[pool]))
     values = [value for value, _ in told]
-    assert values[0] < told[0][1]  # none at 0
+    assert values[0] < told[0][1]  # no information at 0
     assert values[1] > 2 * told[1][1]
     assert values == sorted(values)
     shares = np.array(SHARES)
-    assert values[-1] == pytest.approx(-np.sum(shares * np.log(shares)), abs=0.03)  # all there is at 1
+    assert values[-1] == pytest.approx(-np.sum(shares * np.log(shares)), abs=0.03)  # the full entropy at 1
 
 
 @pytest.mark.parametrize("shortcut", [0.0, 1.0])
@@ -210,7 +210,7 @@ def test_test_set_markers_are_uniform(shortcut):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [32, 64, 129])
-def test_marker_is_drawn_bright_in_a_corner_and_outside_every_roi(kind, size):
+def test_marker_is_bright_in_a_corner_outside_every_roi(kind, size):
     widest = {"brain": 0.25, "chest": 0.08}[kind]
     for case in plan(dials(kind=kind, size=size, samples=120, roi_area=widest, roi_noise=1.0)):
         picture = case.draw()
@@ -232,7 +232,7 @@ def test_letters_survive_flips():
 @pytest.mark.parametrize(
     ("kind", "area"), [("brain", 0.004), ("brain", 0.03), ("brain", 0.25), ("chest", 0.01), ("chest", 0.08)]
 )
-def test_mean_lesion_area_is_the_dial_and_varies(kind, area):
+def test_mean_lesion_area_equals_roi_area(kind, area):
     areas = np.array([picture.lesion.mean() for picture in draw(kind=kind, roi_area=area)])
     assert areas.mean() == pytest.approx(area, rel=0.05)
     assert areas.std() > 0.2 * area
@@ -255,7 +255,7 @@ def test_roi_departs_from_the_lesion_as_noise_rises(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("area", [0.008, 0.03, 0.08])
-def test_lesion_has_the_pixels_asked_for_and_stays_in_the_organ(kind, area):
+def test_lesion_has_its_area_and_stays_in_the_organ(kind, area):
     for seed in range(90):
         patient, scan = np.random.default_rng((seed, 0)), np.random.default_rng((seed, 1))
         anatomy = ANATOMIES[kind](patient, scan, 48)
@@ -268,7 +268,7 @@ def test_lesion_has_the_pixels_asked_for_and_stays_in_the_organ(kind, area):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_classes_differ_inside_the_lesion_alone(kind):
+def test_classes_differ_inside_the_lesion(kind):
     """Rim minus core brightness finds the ring; granularity finds the third class; mean brightness finds neither."""
     rim_over_core, grain = defaultdict(list), defaultdict(list)
     for case in plan(dials(kind=kind, samples=150, size=96)):
@@ -291,7 +291,7 @@ def test_classes_differ_inside_the_lesion_alone(kind):
     [
         ({"kind": "brian"}, "did you mean 'brain'"),
         ({"kind": "Chest"}, "did you mean 'chest'"),
-        ({"kind": ""}, "did you mean"),
+        ({"kind": ""}, "unknown kind ''; choose brain or chest"),
         ({"samples": 59}, "samples=59 must be a whole number from 60"),
         ({"samples": 100.0}, "samples=100.0 must be a whole number"),
         ({"samples": True}, "samples=True"),
@@ -311,7 +311,7 @@ def test_classes_differ_inside_the_lesion_alone(kind):
         ({"roi_area": 0.004, "size": 32}, "from 0.00781 to 0.25"),
     ],
 )
-def test_a_bad_dial_is_one_clear_line(arguments, says):
+def test_a_bad_setting_is_named_on_one_line(arguments, says):
     with pytest.raises(ShardError) as caught:
         make_phantom(**arguments)
     assert says in str(caught.value)

@@ -53,7 +53,7 @@ def local(tmp_path, bucket):
     return tmp_path / "set"
 
 
-def test_a_set_in_s3_is_the_local_one(local, tmp_path):
+def test_a_set_in_s3_equals_the_local_one(local, tmp_path):
     shards, expected = ShardSet("s3://pools/brain/v1"), ShardSet(local)
     assert verify("s3://pools/brain/v1/", progress=False) == verify(local, progress=False)
     order = np.random.default_rng(0).permutation(len(expected))
@@ -67,7 +67,7 @@ def test_a_set_in_s3_is_the_local_one(local, tmp_path):
 
 @pytest.mark.parametrize("requests", [1, 2, 3])
 @pytest.mark.parametrize("off", [-1, 0, 1])
-def test_a_file_larger_than_a_request_comes_in_several(local, monkeypatch, requests, off):
+def test_a_large_file_comes_in_several_requests(local, monkeypatch, requests, off):
     """S3 refuses a range that begins at the end of the file."""
     size = (local / "shard-000000.tar").stat().st_size
     monkeypatch.setattr("egal_shards.fetching._BLOCK", size // requests + off)
@@ -75,16 +75,18 @@ def test_a_file_larger_than_a_request_comes_in_several(local, monkeypatch, reque
     np.testing.assert_array_equal(sample.image, expected.image)
 
 
-def test_a_partial_file_is_gone_on_from(local, bucket, monkeypatch):
+def test_a_download_continues_a_partial_file(local, bucket, monkeypatch):
     monkeypatch.setattr("egal_shards.fetching._BLOCK", 1000)
     shards = ShardSet("s3://pools/brain/v1")
     first = (local / "shard-000000.tar").read_bytes()
     (shards.path / "shard-000000.tar.partial").write_bytes(first[:5000])
-    bucket.put_object(Key="brain/v1/shard-000000.tar", Body=bytes(5000) + first[5000:])  # which nobody asks for again
+    bucket.put_object(
+        Key="brain/v1/shard-000000.tar", Body=bytes(5000) + first[5000:]
+    )  # the first 5000 bytes are not requested again
     np.testing.assert_array_equal(shards[0].image, ShardSet(local)[0].image)
 
 
-def test_objects_that_were_cut_or_changed(local, bucket):
+def test_objects_that_were_cut_or_changed_are_refused(local, bucket):
     first = (local / "shard-000000.tar").read_bytes()
     for bad in (first[:-100], first + b"\0", bytes(len(first))):
         bucket.put_object(Key="brain/v1/shard-000000.tar", Body=bad)
@@ -93,15 +95,15 @@ def test_objects_that_were_cut_or_changed(local, bucket):
 
 
 @pytest.mark.parametrize("url", ["s3://pools/absent", "s3://no-such-bucket/set"])
-def test_what_is_not_there(bucket, url):
-    with pytest.raises(ShardError, match=f"{url}/manifest.json: is not there; check the URL"):
+def test_a_missing_set_is_a_clear_error(bucket, url):
+    with pytest.raises(ShardError, match=f"{url}/manifest.json: does not exist; check the URL"):
         ShardSet(url)
 
 
-def test_no_credentials(bucket, monkeypatch, endpoint):
+def test_missing_credentials_are_a_clear_error(bucket, monkeypatch, endpoint):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     __import__("s3fs").S3FileSystem.clear_instance_cache()
-    with pytest.raises(ShardError, match="Unable to locate credentials; give them as for the AWS command line"):
+    with pytest.raises(ShardError, match="Unable to locate credentials; set them as for the AWS command line"):
         ShardSet("s3://pools/brain/v1")

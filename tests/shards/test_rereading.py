@@ -1,4 +1,4 @@
-"""A second reading compares fingerprints: it yields what the first one did, or refuses."""
+"""A second reading compares fingerprints, and returns the same samples or an error."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egal_shards import ShardError, ShardSet, pack, reader
+from egal_shards import ShardError, ShardSet, reader
 from egal_shards.rereading import Checked, _absorb
 from shards.shard_sets import raw, source
 
@@ -16,9 +16,10 @@ ORDER = [11, 0, 1, 2, 2, 5, 3, 10, 4, 9, 8, 7, 6]
 KEY = np.random.default_rng(5).integers(0, 2**64, 513, np.uint64) | np.uint64(1)
 
 
-def packed(folder, colour=False, **settings):
-    pack(source(load=lambda i: raw(i, colour=colour)), folder, progress=False, **settings)
-    return ShardSet(folder)
+@pytest.fixture
+def packed(pack_set):
+    """A function that packs twelve samples and opens the set."""
+    return lambda colour=False, **settings: pack_set(source(load=lambda i: raw(i, colour=colour)), **settings)
 
 
 def read(shards, order=ORDER, size=3):
@@ -30,28 +31,28 @@ def read(shards, order=ORDER, size=3):
 
 
 def by_hand(state, data):
-    """The fingerprint in Python's own integers."""
+    """Return the fingerprint, computed with integers of Python."""
     factor, lanes = int(KEY[0]), [int(lane) for lane in KEY[1:]]
     words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data) // 8 * 8, 8)]
     for begin in range(0, len(words), 512):
         added = [(word + lane) % 2**64 for word, lane in zip(words[begin : begin + 512], lanes, strict=False)]
-        state = (state * factor + sum(one % 2**32 * (one >> 32) for one in added)) % 2**64
+        state = (state * factor + sum(word % 2**32 * (word >> 32) for word in added)) % 2**64
     return (state * factor + int.from_bytes(data[len(words) * 8 :], "big")) % 2**64
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 13_000), st.integers(0, 2**32))
 @settings(deadline=None, max_examples=60)
-def test_the_fingerprint_is_what_its_formula_says(state, size, seed):
+def test_the_fingerprint_follows_its_formula(state, size, seed):
     data = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
     assert int(_absorb(np.uint64(state), data, KEY)) == by_hand(state, data.tobytes())
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=200)
-def test_a_fingerprint_tells_any_two_contents_apart(data):
+def test_different_contents_have_different_fingerprints(data):
     size = data.draw(st.integers(1, 9000))
-    one = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, size, np.uint8)
-    other = one.copy()
+    original = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, size, np.uint8)
+    other = original.copy()
     kind = data.draw(st.sampled_from(["bit", "word", "rotate", "zero"]))
     at = data.draw(st.integers(0, size - 1))
     if kind == "bit":
@@ -59,18 +60,18 @@ def test_a_fingerprint_tells_any_two_contents_apart(data):
     elif kind == "word":
         other[at : at + 8] = data.draw(st.integers(0, 255))
     elif kind == "rotate":
-        other = np.roll(one, at)
+        other = np.roll(original, at)
     else:
         other[at:] = 0
-    alike = _absorb(np.uint64(0), one, KEY) == _absorb(np.uint64(0), other, KEY)
-    assert alike == np.array_equal(one, other)
+    alike = _absorb(np.uint64(0), original, KEY) == _absorb(np.uint64(0), other, KEY)
+    assert alike == np.array_equal(original, other)
 
 
 @pytest.mark.parametrize(
     "form", [{"size": 8}, {"size": 9, "channels": 3, "colour": True}, {"size": 37}, {"size": 16, "shard_mb": 0.003}]
 )
-def test_a_second_reading_yields_the_same_without_decoding(tmp_path, monkeypatch, form):
-    shards = packed(tmp_path / "set", **form)
+def test_a_second_reading_is_equal_without_decoding(tmp_path, packed, monkeypatch, form):
+    shards = packed(**form)
     first = read(shards)
     assert first == [(sample.key, sample.image.tobytes(), words(sample)) for sample in map(shards.__getitem__, ORDER)]
     monkeypatch.setattr(reader, "decode_span", None)  # calling it would fail
@@ -84,8 +85,8 @@ def words(sample):
 
 
 @pytest.mark.parametrize("member", ["image", "roi"])
-def test_any_byte_changed_after_the_first_reading_is_refused_and_named(tmp_path, member):
-    shards = packed(tmp_path / "set", size=8)
+def test_bytes_changed_after_the_first_reading_are_refused(tmp_path, packed, member):
+    shards = packed(size=8)
     first = dict(zip(ORDER, read(shards), strict=True))
     path = tmp_path / "set" / "shard-000000.tar"
     for i in np.flatnonzero(shards.rows.roi_area):
@@ -95,7 +96,7 @@ def test_any_byte_changed_after_the_first_reading_is_refused_and_named(tmp_path,
             with pytest.raises(ShardError, match=f"{path.name}: sample s{i:03d}: .* do not match their digest"):
                 read(shards, [i])
             flip(path, at)
-        assert read(shards, [i]) == [first[i]]  # it is whole again
+        assert read(shards, [i]) == [first[i]]  # the byte is restored
 
 
 def flip(path, at):
@@ -106,8 +107,8 @@ def flip(path, at):
         file.write(bytes([byte ^ 0x10]))
 
 
-def test_samples_that_trade_places_after_the_first_reading_are_refused(tmp_path):
-    shards = packed(tmp_path / "set", size=8)
+def test_samples_exchanged_after_reading_are_refused(tmp_path, packed):
+    shards = packed(size=8)
     read(shards)
     path = tmp_path / "set" / "shard-000000.tar"
     data = bytearray(path.read_bytes())
@@ -119,9 +120,9 @@ def test_samples_that_trade_places_after_the_first_reading_are_refused(tmp_path)
             read(shards, [i])
 
 
-def test_a_file_that_is_cut_or_lost_while_it_is_read_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "_RUN", 1)  # so that it has not been read before it is cut
-    shards = packed(tmp_path / "set", size=64, shard_mb=0.02)
+def test_a_file_cut_or_lost_during_reading_is_an_error(tmp_path, packed, monkeypatch):
+    monkeypatch.setattr(reader, "_RUN", 1)  # else the last sample would be read before the cut
+    shards = packed(size=64, shard_mb=0.02)
     read(shards)
     path = tmp_path / "set" / shards.manifest.shards[-1].file
     last = len(shards) - 1
@@ -135,8 +136,8 @@ def test_a_file_that_is_cut_or_lost_while_it_is_read_is_an_error(tmp_path, monke
         read(shards, [0, last])
 
 
-def test_a_sample_that_was_not_checked_is_not_taken_for_right(tmp_path):
-    shards = packed(tmp_path / "set", size=8)
+def test_a_sample_that_was_never_checked_does_not_match(tmp_path, packed):
+    shards = packed(size=8)
     images, roi = np.ones((2, 1, 8, 8), np.uint8), np.ones((2, 8, 1), np.int32)
     checked = Checked(shards.rows.offsets)
     with shards.open_shard(0) as file:
@@ -149,13 +150,13 @@ def test_a_sample_that_was_not_checked_is_not_taken_for_right(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts /proc/self/fd")
-def test_more_shards_than_are_opened_at_a_time(tmp_path, monkeypatch):
-    shards = packed(tmp_path / "set", size=8, shard_mb=0.003)
+def test_more_shards_than_may_be_open_are_read(tmp_path, packed, monkeypatch):
+    shards = packed(size=8, shard_mb=0.003)
     assert len(shards.manifest.shards) == 12
-    whole = read(shards, ORDER, 13)
+    expected = read(shards, ORDER, 13)
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(reader, "_AT_ONCE", 5)
     monkeypatch.setattr(reader, "_OPEN", 3)
-    assert read(ShardSet(tmp_path / "set"), ORDER, 13) == whole
-    assert read(shards, ORDER, 13) == whole
+    assert read(ShardSet(tmp_path / "set"), ORDER, 13) == expected
+    assert read(shards, ORDER, 13) == expected
     assert os.listdir("/proc/self/fd") == before

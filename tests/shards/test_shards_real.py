@@ -1,4 +1,4 @@
-"""Real data end to end: source, pack, verify, and what comes back against the datasets' own tables."""
+"""Real data from source through pack and verify, compared with the tables of the datasets."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ def read_rows(path):
 
 
 def part(origin, target, step):
-    """A folder with every step-th line of a dataset's labels.csv, and links to its files."""
+    """Make a folder with every step-th line of the labels.csv of a dataset, and links to its files."""
     target.mkdir()
     rows = read_rows(origin / "labels.csv")[::step]
     with (target / "labels.csv").open("w", newline="") as file:
@@ -31,7 +31,7 @@ def part(origin, target, step):
     return rows
 
 
-def whole(source, out, **settings):
+def packed_and_verified(source, out, **settings):
     pack(source, out, progress=False, **settings)
     assert verify(out, progress=False).samples == len(source.records)
     shards = ShardSet(out)
@@ -44,7 +44,9 @@ def whole(source, out, **settings):
 
 def test_brain_slices_with_boxes(real_data, tmp_path):
     rows = part(real_data("cheng_brain_mri_320"), tmp_path / "in", 10)
-    shards, frame = whole(folder(tmp_path / "in", group="block:figshare_id:40"), tmp_path / "out", size=160)
+    shards, frame = packed_and_verified(
+        folder(tmp_path / "in", group="block:figshare_id:40"), tmp_path / "out", size=160
+    )
     sides = {}
     for i, row in enumerate(rows):
         sample = shards[i]
@@ -61,7 +63,7 @@ def test_brain_slices_with_boxes(real_data, tmp_path):
 
 def test_blood_cells_with_masks(real_data, tmp_path):
     rows = part(real_data("wbc_zheng2018"), tmp_path / "in", 1)
-    shards, frame = whole(
+    shards, frame = packed_and_verified(
         folder(tmp_path / "in"), tmp_path / "out", size=96, channels=3, resize="squash", image_format="png"
     )
     assert frame.label.value_counts().sort_index().tolist() == sorted(Counter(row["label"] for row in rows).values())[
@@ -83,7 +85,7 @@ def test_chest_radiographs_as_a_folder(real_data, tmp_path):
         dup="dup_group",
         classes=("negative", "typical", "indeterminate", "atypical"),
     )
-    shards, frame = whole(source, tmp_path / "out", size=128)
+    shards, frame = packed_and_verified(source, tmp_path / "out", size=128)
     assert frame.roi_area.gt(0).tolist() == [row["boxes"] != "[]" for row in rows]
     for column in ("patient_id", "dup_group"):
         sides = {(row[column], side) for row, side in zip(rows, frame.split, strict=True) if row[column]}
@@ -92,7 +94,7 @@ def test_chest_radiographs_as_a_folder(real_data, tmp_path):
 
 
 def test_official_siim_tables_agree_with_the_curated_ones(real_data):
-    """All 6334 images: labels exactly, boxes to the two decimals that labels.csv keeps."""
+    """Labels of all 6334 images agree exactly, boxes to the two decimals of labels.csv."""
     root = real_data("siim_covid19_256")
     source = siim(root, meta="labels.csv", group="patient_id", dup="dup_group")
     rows = {row["image_id"]: row for row in read_rows(root / "labels.csv")}

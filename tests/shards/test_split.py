@@ -1,4 +1,4 @@
-"""Splits never cut a unit, hold every class on both sides, meet the share, and favour no size."""
+"""Splits never cut a unit, have every class on both sides, meet the share, and favour no size of units."""
 
 import re
 
@@ -12,7 +12,7 @@ from egal_shards.split import assign
 
 
 def records(rows):
-    """From (label, group, near-duplicate group, fixed split)."""
+    """Return records from rows of (label, group, near-duplicate group, fixed split)."""
     return [
         Record(f"k{i}", label, group, f"f{i}", lambda: None, duplicates=dup, split=split)
         for i, (label, group, dup, split) in enumerate(rows)
@@ -20,7 +20,7 @@ def records(rows):
 
 
 def components(rows):
-    """Unit of each row by repeated relabelling, the slow way."""
+    """Return the unit of each row by repeated relabelling, a slow reference."""
     unit = list(range(len(rows)))
     changed = True
     while changed:
@@ -44,14 +44,14 @@ rows_of_few_groups = st.lists(
 
 @given(rows_of_few_groups, st.floats(0.05, 0.95), st.integers(0, 5))
 @settings(deadline=None, max_examples=150)
-def test_no_unit_is_cut_and_each_class_is_on_both_sides(rows, share, seed):
+def test_units_stay_together_and_classes_on_both_sides(rows, share, seed):
     unit = components(rows)
     spread = {label: {u for u, row in zip(unit, rows, strict=True) if row[0] == label} for label in "ab"}
     if any(len(units) < 2 for units in spread.values()):
         with pytest.raises(ShardError, match=r"split: (all \d+ samples of )?class"):
             assign(records(rows), "ab", Split(share, seed))
         return
-    sides, names = assign(records(rows), "ab", Split(share, seed))  # two classes can always be had on both sides
+    sides, names = assign(records(rows), "ab", Split(share, seed))  # two classes can always be on both sides
     for u in set(unit):
         members = [i for i in range(len(rows)) if unit[i] == u]
         assert len({sides[i] for i in members}) == 1
@@ -61,12 +61,12 @@ def test_no_unit_is_cut_and_each_class_is_on_both_sides(rows, share, seed):
     }
 
 
-def test_units_named_after_their_smallest_group_and_distinct():
+def test_units_are_named_after_their_smallest_group():
     rows = [("a", "p2", "d", ""), ("a", "p1", "d", ""), ("b", "p1", "", ""), ("a", "p3", "", ""), ("b", "p4", "", "")]
     assert assign(records(rows), "ab", Split())[1] == ["p1", "p1", "p1", "p3", "p4"]
 
 
-def test_a_group_and_a_duplicate_group_of_one_name_are_not_confused():
+def test_equal_names_of_groups_and_duplicates_do_not_tie():
     rows = [("a", "1", "", ""), ("a", "2", "1", ""), ("b", "3", "", ""), ("b", "4", "", "")]
     assert assign(records(rows), "ab", Split())[1] == ["1", "2", "3", "4"]
 
@@ -94,8 +94,8 @@ def test_ungrouped_classes_are_split_to_within_one_sample():
             assert abs(sides[chosen].sum() - 0.3 * n) <= 1
 
 
-def test_big_and_small_units_are_equally_likely_in_the_test_set():
-    """One unit of 40 % of its class, twenty small: each is in the test set with probability 0.3, over 600 seeds."""
+def test_unit_size_does_not_change_the_chance_of_test():
+    """One unit with 40 % of its class and twenty small units: each is in the test set in 30 % of 600 draws."""
     sizes = [40, *range(1, 13), *[2] * 8]
     rows = [(label, f"{label}{i}", "", "") for label in "ab" for i, n in enumerate(sizes) for _ in range(n)]
     sample = records(rows)
@@ -127,12 +127,12 @@ def test_seeds_differ_and_order_of_records_does_not_matter():
     ("rows", "message"),
     [
         ([("a", "1", "", ""), ("a", "2", "", "")], "class 'b' has 0 samples"),
-        ([("a", "1", "", ""), ("a", "2", "", ""), ("b", "3", "", "")], "class 'b' has 1 samples"),
+        ([("a", "1", "", ""), ("a", "2", "", ""), ("b", "3", "", "")], "class 'b' has 1 sample, and"),
         (
             [("a", "1", "", ""), ("a", "2", "", ""), ("b", "3", "", ""), ("b", "3", "", "")],
             "all 2 samples of class 'b' .*'3'",
         ),
-        ([("a", "1", "", ""), ("b", "1", "", ""), ("a", "2", "", "test")], "f0 has split '' while others"),
+        ([("a", "1", "", ""), ("b", "1", "", ""), ("a", "2", "", "test")], "f0 has split '', and other samples"),
         (
             [("a", "1", "", "pool"), ("b", "1", "", "test"), ("a", "2", "", "test")],
             "group '1' .*spans pool and test, .* f1",
@@ -148,22 +148,22 @@ def test_seeds_differ_and_order_of_records_does_not_matter():
         ),
     ],
 )
-def test_errors(rows, message):
+def test_impossible_splits_are_refused(rows, message):
     with pytest.raises(ShardError, match=message) as caught:
         assign(records(rows), "ab", Split())
     assert "\n" not in str(caught.value)
-    assert re.search("; ", str(caught.value)), "says how to mend it"
+    assert re.search("; ", str(caught.value)), "says how to fix it"
 
 
 def test_classes_tied_together_by_three_units_are_an_error():
-    """Every two of three classes share a unit: no two sides can hold all three."""
+    """Any two of the three classes share a unit, so no split has all classes on both sides."""
     rows = [(c, unit, "", "") for unit, classes in (("1", "ab"), ("2", "bc"), ("3", "ac")) for c in classes]
     with pytest.raises(ShardError, match="no draw of 100"):
         assign(records(rows), "abc", Split())
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan")])
-def test_share_out_of_range(share):
+def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ShardError, match=r"split: test share .* is not between 0 and 1"):
         Split(share)
 

@@ -33,8 +33,8 @@ WIDTH, HEIGHT = 26, 22
 
 
 def rows(kaggle, findings=FINDINGS):
-    for image, found in findings.items():
-        for reader, name, box in found:
+    for image, marks in findings.items():
+        for reader, name, box in marks:
             cells = ",".join(map(str, box)) if box else ",,,"
             yield f"{image},{name},{IDS[name]},{reader},{cells}" if kaggle else f"{image},{reader},{name},{cells}"
 
@@ -81,15 +81,16 @@ def test_label_rules(tmp_path, table, settings, expected):
     source = read(tree(tmp_path, table), **settings)
     assert labels(source) == expected
     assert source.made["left_out"] == len(FINDINGS) - len(expected)
-    assert f"{len(FINDINGS) - len(expected)} images left out by label" in source.made["note"]
+    left_out = len(FINDINGS) - len(expected)
+    assert f"{left_out} image{'' if left_out == 1 else 's'} left out by label" in source.made["note"]
 
 
-def test_classes_come_in_the_order_of_their_ids_and_no_finding_last(tmp_path):
+def test_classes_have_the_order_of_their_ids_no_finding_last(tmp_path):
     assert read(tree(tmp_path / "k")).classes == ("Cardiomegaly", "Nodule/Mass", NO_FINDING)
     assert read(tree(tmp_path / "k"), classes=[NO_FINDING, "Nodule/Mass"]).classes == (NO_FINDING, "Nodule/Mass")
 
 
-def test_without_class_ids_classes_come_as_the_table_names_them_and_no_finding_last(tmp_path):
+def test_classes_without_ids_have_the_order_of_the_table(tmp_path):
     findings = {image: FINDINGS[image] for image in ("none", "apart", "all")}
     assert read(tree(tmp_path, "annotations_train.csv", findings)).classes == (NODULE, HEART, NO_FINDING)
 
@@ -120,9 +121,9 @@ def test_roi_rules(tmp_path, roi, least):
 @pytest.mark.parametrize(("roi", "least"), [("majority", 2), ("intersection", 3)])
 def test_pixels_count_by_their_centres(tmp_path, roi, least):
     corners = np.random.default_rng(0).uniform(0, 11, (3, 4)) + np.array([0, 0, 11, 11])
-    found = [(f"R{i}", HEART, tuple(box.tolist())) for i, box in enumerate(corners)]
-    [raw] = [record.load() for record in read(tree(tmp_path, findings={"odd": found}), roi=roi).records]
-    votes = sum(covered([box]).astype(int) for _, _, box in found)
+    marks = [(f"R{i}", HEART, tuple(box.tolist())) for i, box in enumerate(corners)]
+    [raw] = [record.load() for record in read(tree(tmp_path, findings={"odd": marks}), roi=roi).records]
+    votes = sum(covered([box]).astype(int) for _, _, box in marks)
     assert np.array_equal(raw.mask, votes >= least)
     assert 0 < raw.mask.sum() < np.count_nonzero(votes)
 

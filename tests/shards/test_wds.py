@@ -1,7 +1,8 @@
-"""Foreign WebDataset shards in, a set of ours out; and ours read by stock WebDataset readers."""
+"""Foreign WebDataset shards become sets of ours, and stock WebDataset readers read sets of ours."""
 
 import io
 import json
+import os
 import pickle
 import tarfile
 import tracemalloc
@@ -48,7 +49,7 @@ def blob(i):
 
 
 def write(path, samples):
-    """A tar as webdataset's own writer makes it: PAX headers with fractional times and all."""
+    """Write a tar by webdataset's own writer, which adds PAX headers with fractional times."""
     with webdataset.TarWriter(str(path), encoder=False) as writer:
         for key, sample in samples:
             writer.write({"__key__": key, **sample})
@@ -125,7 +126,7 @@ def test_numbers_are_named_by_a_file_and_sorted_as_numbers(tmp_path):
             wds(tmp_path / "x.tar", names=tmp_path / "names.txt")
 
 
-def test_groups_come_from_the_json_and_without_them_a_note_says_so(tmp_path):
+def test_groups_come_from_json_and_a_note_tells_of_none(tmp_path):
     about = [json.dumps({"p": i // 2}).encode() for i in range(4)]
     samples = [(f"{i}", {"png": png(pixels(i)), "cls": b"a", "json": about[i]}) for i in range(4)]
     write(tmp_path / "x.tar", samples)
@@ -171,7 +172,7 @@ def test_an_npy_mask_has_two_axes(tmp_path):
         record.load()
 
 
-def test_what_is_the_mask_is_not_taken_for_the_image(tmp_path):
+def test_the_mask_is_not_taken_for_the_image(tmp_path):
     jpeg = io.BytesIO()
     Image.fromarray(pixels(0)).save(jpeg, "JPEG")
     write(tmp_path / "x.tar", [("k", {"jpg": jpeg.getvalue(), "png": png(blob(0)), "cls": b"a"})])
@@ -180,7 +181,91 @@ def test_what_is_the_mask_is_not_taken_for_the_image(tmp_path):
     np.testing.assert_array_equal(record.load().mask, blob(0) > 0)
 
 
-def test_a_sample_without_its_mask_has_no_roi_and_folders_and_hidden_files_are_passed_over(tmp_path):
+def encoded(pixels, format):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("extension", ["PNG", "JPG", "jpeg", "Jpeg"])
+@pytest.mark.parametrize("mask", ["seg.png", "SEG.PNG", "Mask.Png"])
+def test_extensions_are_read_in_any_letter_case(tmp_path, extension, mask):
+    image = encoded(pixels(0), "PNG" if extension == "PNG" else "JPEG")
+    write(tmp_path / "X.TAR", [("k", {extension: image, mask: png(blob(0)), "CLS": b"a"})])
+    for flags in ({"mask": mask}, {"mask": mask.lower()}, {"mask": mask.upper(), "image": extension.swapcase()}):
+        for path in (tmp_path, tmp_path / "X.TAR"):
+            [record] = wds(path, label="cls", **flags).records
+            np.testing.assert_array_equal(record.load().image, np.asarray(Image.open(io.BytesIO(image))))
+            np.testing.assert_array_equal(record.load().mask, blob(0) > 0)
+
+
+def dotted(stem, i, label="cls"):
+    folder, _, file = stem.rpartition("/")
+    name, _, rest = file.partition(".")
+    text = b'{"x": "b"}' if label == "json" else b"b"
+    return f"{folder}/{name}" if folder else name, {f"{rest}.png": png(pixels(i)), f"{rest}.{label}": text}
+
+
+@pytest.mark.parametrize(("label", "flag"), [("cls", "5mm.cls"), ("txt", "5mm.TXT"), ("json", "5mm.json:x")])
+def test_suffixes_with_dots_name_image_and_label(tmp_path, label, flag):
+    write(tmp_path / "x.tar", [dotted(f"scan{i}_0.5mm", i, label) for i in range(3)])
+    source = wds(tmp_path / "x.tar", image="5mm.png", label=flag)
+    assert [(record.key, record.label) for record in source.records] == [(f"x_scan{i}_0", "b") for i in range(3)]
+    np.testing.assert_array_equal(source.records[2].load().image, pixels(2))
+
+
+def test_folders_with_dots_are_ordinary(tmp_path):
+    write(tmp_path / "x.tar", [(f"study.v1/{i}", {"png": png(pixels(i)), "cls": b"a"}) for i in range(2)])
+    assert [record.key for record in wds(tmp_path / "x.tar").records] == ["x_study_v1_0", "x_study_v1_1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, r"scan_0.5mm.cls is .5mm.cls of sample scan_0: set label to 5mm.cls, or name the files without"),
+        ({"label": "5mm.cls"}, r"has 0 members .* scan_0.5mm.png is .5mm.png of sample scan_0: set image to 5mm.png"),
+    ],
+)
+def test_dots_in_names_are_explained(tmp_path, settings, says):
+    write(tmp_path / "x.tar", [dotted("d/scan_0.5mm", 0)])
+    with pytest.raises(ShardError, match=says):
+        wds(tmp_path / "x.tar", **settings)
+
+
+def test_names_that_are_numbers_with_dots_are_explained_briefly(tmp_path):
+    files = [(f"1.2.826.0.{i + 10}", extension) for i in range(24) for extension in ("png", "cls")]
+    (tmp_path / "x.tar").write_bytes(tar_of(*((f"{name}.{extension}", {}, b"a") for name, extension in files)))
+    with pytest.raises(ShardError, match=r"1.2.826.0.10.cls is .2.826.0.10.cls of sample 1: name the files") as caught:
+        wds(tmp_path / "x.tar")
+    assert "2.826.0.14.png and 38 more;" in str(caught.value)
+    assert len(str(caught.value)) < 600 + len(str(tmp_path))
+
+
+def test_names_that_give_one_key_get_distinct_ones(tmp_path):
+    sample = {"png": png(pixels(0)), "cls": b"a"}
+    write(tmp_path / "x.tar", [(name, sample) for name in ("j ", "j+", "k", "患", "电")])
+    keys = [record.key for record in wds(tmp_path / "x.tar").records]
+    assert keys[2] == "x_k"
+    assert len(set(keys)) == 5
+    assert all(key.startswith("x_j__") for key in keys[:2])
+
+
+def test_a_note_tells_of_nearly_equal_classes(tmp_path):
+    write(tmp_path / "x.tar", [(str(i), {"png": png(pixels(0)), "cls": b"aA"[i : i + 1]}) for i in range(2)])
+    assert wds(tmp_path / "x.tar").made["note"].startswith("classes 'A' (1 sample), 'a' (1 sample) have nearly equal")
+
+
+def test_a_list_of_names_may_begin_with_a_byte_order_mark(tmp_path):
+    write(tmp_path / "x.tar", [("k", {"png": png(pixels(0)), "cls": b"0"})])
+    (tmp_path / "names.txt").write_text("ill\nwell\n", encoding="utf-8-sig")
+    assert wds(tmp_path / "x.tar", names=tmp_path / "names.txt").classes == ("ill", "well")
+    (tmp_path / "names.txt").unlink()
+    os.mkfifo(tmp_path / "names.txt")
+    with pytest.raises(ShardError, match=r"names.txt: is not a regular file"):
+        wds(tmp_path / "x.tar", names=tmp_path / "names.txt")
+
+
+def test_samples_without_mask_folders_and_hidden_files(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         files = {"d": None, "./d/k.png": png(pixels(0)), "./d/k.cls": b"a", "./._k.png": b"x", "README": b""}
         for name, data in files.items():
@@ -204,9 +289,9 @@ def test_long_names_of_every_tar_format(tmp_path, format, length):
             info = tarfile.TarInfo(each)
             info.size, info.mtime = 1, 1.5 if format == tarfile.PAX_FORMAT else 1
             tar.addfile(info, io.BytesIO(b"a"))
-    found = list(members(tmp_path / "x.tar"))
-    assert [member.name for member in found] == [name, name + "x", "short.cls"]
-    assert [member.read(1) for member in found] == [b"a", b"a", b"a"]
+    files = list(members(tmp_path / "x.tar"))
+    assert [member.name for member in files] == [name, name + "x", "short.cls"]
+    assert [member.read(1) for member in files] == [b"a", b"a", b"a"]
 
 
 def one(**sample):
@@ -238,8 +323,7 @@ REFUSED = {
     "label of a pickle": (one(), {"label": "pyd"}, "label 'pyd' is not cls, txt or json:FIELD"),
     "image of a pickle": (one(), {"image": "pyd"}, "image 'pyd' ends in none of png"),
     "mask of a jpeg": (one(), {"mask": "jpg"}, "mask 'jpg' ends in none of png, npy"),
-    "key twice": ([*one(), ("l", one()[0][1]), *one()], {}, "sample k: has the same key 'x_k'"),
-    "keys that collide": ([("j ", one()[0][1]), ("j+", one()[0][1])], {}, "has the same key 'x_j_'"),
+    "sample twice": ([*one(), ("l", one()[0][1]), *one()], {}, "sample k: is in the tar twice"),
     "nothing": ([], {}, "holds no samples"),
 }  # fmt: skip
 
@@ -253,7 +337,7 @@ def test_what_is_wrong_is_named(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
-def test_inputs_that_are_none(tmp_path):
+def test_inputs_that_hold_no_tars(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, says in [
         (tmp_path / "absent.tar", "absent.tar: no such file"),
@@ -384,6 +468,41 @@ HOSTILE_TARS = {
 }  # fmt: skip
 
 
+def test_a_pipe_named_like_a_tar_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.tar")
+    for path in (tmp_path, tmp_path / "x.tar"):
+        with pytest.raises(ShardError, match=r"x.tar: is a pipe, device or folder, not a tar"):
+            wds(path)
+
+
+@given(st.integers(0, 40), st.integers(0, 1 << 15), st.binary(max_size=3))
+@settings(deadline=None, max_examples=50)
+def test_only_zeros_may_follow_the_end_marker(tmp_path_factory, blocks, zeros, tail):
+    path = tmp_path_factory.getbasetemp() / "padded.tar"
+    path.write_bytes(tar_of(("k.png", {}, b"x")) + bytes(512 * blocks + zeros) + tail)
+    if tail.strip(b"\0"):
+        with pytest.raises(ShardError, match=r"padded.tar: has data after its end marker, at byte \d+"):
+            list(members(path))
+    else:
+        assert [member.name for member in members(path)] == ["k.png"]
+
+
+def test_tars_joined_by_cat_are_refused(tmp_path):
+    first, second = (tar_of((f"{name}.png", {}, b"x"), (f"{name}.cls", {}, b"a")) for name in "ab")
+    (tmp_path / "x.tar").write_bytes(first + second)
+    says = rf"at byte {len(first)}, as when tars are joined by cat.*unpack the file by tar --ignore-zeros -xf"
+    with pytest.raises(ShardError, match=says):
+        wds(tmp_path / "x.tar")
+
+
+def test_endless_zeros_after_the_end_marker_are_not_read(tmp_path):
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(tar_of(("k.png", {}, b"x")))
+        file.truncate(1 << 40)  # a hole
+    with pytest.raises(ShardError, match=r"x.tar: has more than \d+ bytes after its end marker"):
+        wds(tmp_path / "x.tar")
+
+
 @pytest.mark.parametrize("case", HOSTILE_TARS)
 def test_hostile_tars_are_refused(tmp_path, case):
     data, says = HOSTILE_TARS[case]
@@ -410,11 +529,11 @@ def test_any_damage_to_headers_ends_in_members_or_a_named_error(tmp_path_factory
         data[at : at + len(patch)] = patch
     path = tmp_path_factory.mktemp("tar") / "x.tar"
     path.write_bytes(data[: len(data) - length] if length < 512 else data)
-    found = []
+    files = []
     with suppress(ShardError):
         for member in members(path):
-            found.append(member)
-    for member in found:
+            files.append(member)
+    for member in files:
         assert member.offset + member.size <= path.stat().st_size
         assert not member.name.startswith("/")
         assert ".." not in member.name.split("/")
@@ -427,10 +546,10 @@ def ours(tmp_path_factory):
     return folder
 
 
-def assert_stock(found, shards):
-    """Samples as a stock reader gives them: bytes or decoded arrays by extension."""
-    assert len(found) == len(shards)
-    for sample, expected in zip(found, shards, strict=True):
+def assert_stock(samples, shards):
+    """Assert that the samples of a stock reader, bytes or decoded arrays by extension, are those of the set."""
+    assert len(samples) == len(shards)
+    for sample, expected in zip(samples, shards, strict=True):
         about = sample["json"] if isinstance(sample["json"], dict) else json.loads(sample["json"])
         assert (sample["__key__"].rpartition("/")[2], about["label"]) == (expected.key, expected.label)
         np.testing.assert_array_equal(sample["image.npy"], expected.image)
@@ -444,8 +563,8 @@ def assert_stock(found, shards):
 def test_stock_webdataset_reads_our_shards(ours):
     urls = sorted(map(str, ours.glob("*.tar")))
     assert len(urls) > 1
-    found = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
-    assert_stock(found, ShardSet(ours))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+    assert_stock(samples, ShardSet(ours))
 
 
 def test_ray_data_reads_our_shards(ours):

@@ -1,34 +1,45 @@
-# mypy: allow-untyped-defs, allow-untyped-calls
-"""The Numba kernel of the CPU backend: one sample after another, so that all but its features stay in the cache."""
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+"""The Numba kernel of the CPU backend: one sample after another, so that all but the features stay in the cache."""
 
 import numpy as np
 
-from egal_kernels.acquisition.cpu_head import MAPPED, describe, linear_head, project
+from egal_kernels.acquisition.cpu_head import MAPPED, describe, linear_head
 from egal_kernels.acquisition.cpu_overlap import jit, overlap, scratch
-from egal_kernels.caching import kernel
-from egal_kernels.threads import each_thread, take
+from egal_kernels.shared.caching import kernel
+from egal_kernels.shared.cpu_class_maps import project
+from egal_kernels.shared.threads import each_thread, take
 
 
 @kernel
-def acquire(team, *given):
-    """`_acquire` in each thread of a team."""
-    each_thread(team, _acquire, (np.zeros(1, np.int64), *given))
+def acquire(team, *arguments):
+    """Run `_acquire` in each thread of a team."""
+    each_thread(team, _acquire, (np.zeros(1, np.int64), *arguments))
 
 
 @jit
 def _acquire(
-    taken, features, channels_last, weight, bias, classes, alpha, logits, bits, geometry, recipe, threshold, out
+    counter, features, channels_last, weight, bias, classes, alpha, logits, bits, geometry, recipe, threshold, out
 ):
-    """Fills logits [B, K], where there is a weight [K, C], and `out` for the samples that this thread takes.
+    """Fill `out`, and `logits` if there is a weight, for the samples that this thread takes.
 
-    Without a weight the logits are given, and the class map is that of alpha [B, C]. No classes: the predicted ones.
-    geometry: (h, w), columns, rows and pieces as in `overlap`; recipe and threshold likewise.
+    Args:
+        counter: int64 [1], the next sample that no thread has taken.
+        features: as `flat_samples` returns them, with channels_last.
+        weight: float64 [K, C]; empty if alpha and logits are given instead.
+        bias: float64 [K].
+        classes: int64 [B]; empty to explain the predicted classes.
+        alpha: float64 [B, C], the channel weights of the class map, if there is no weight.
+        logits: float32 [B, K].
+        bits: uint32 [B, W, words], the packed ROIs.
+        geometry: (h, w), and the columns, axis and pieces of `overlap`.
+        recipe, threshold: as in `overlap`.
+        out: the fields of an Acquisition after its logits.
     """
     (h, w), columns, axis, pieces = geometry
     entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area = out
     maps, class_map = np.empty((min(logits.shape[1], MAPPED), h * w)), np.empty(h * w, np.float32)
     space = scratch(h, w, bits.shape[1], bits.shape[2])
-    b = take(taken)
+    b = take(counter)
     while b < bits.shape[0]:
         if weight.size:
             explain = classes[b] if classes.size else np.int64(-1)
@@ -45,4 +56,4 @@ def _acquire(
         if roi_area[b] < 0:
             predicted[b] = intersection[b] = cam_area[b] = -1
             entropy[b] = soft_intersection[b] = soft_area[b] = np.nan
-        b = take(taken)
+        b = take(counter)

@@ -1,60 +1,31 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, disable-error-code="call-arg"
-"""Numba functions of the CPU backend, class maps and packed ROIs → counts and soft sums, without an upsampled map.
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs, disable-error-code="call-arg"
+"""Numba functions of the CPU backend for the overlap: a class map and a packed ROI → counts and soft sums.
 
-Between two source rows a resized column is v(y) = a + t(y)·(b − a), rounded as the reference rounds it and therefore
-monotone in y, and so is every step after it. Where the column passes the threshold is one row in such an interval;
-what lies above it in the ROI is a popcount. Work and memory are O(h·W + W·H/32) an image, not O(H·W).
+No upsampled map is made. Between two source rows a resized column is v(y) = a + t(y)·(b − a). It is rounded as the
+reference rounds it, so it is monotone in y, and so is every step after it. Within such an interval the column therefore
+crosses the threshold at one row at most, and the ROI pixels above that row are counted by a popcount. Work and memory
+are O(h·W + W·H/32) per image, not O(H·W).
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numba.core import types
-from numba.extending import intrinsic
 
-# uint32 with uint32: Numba widens what meets an int to 64 bits
-_1, _2, _4, _5, _8, _24 = map(np.uint32, (1, 2, 4, 5, 8, 24))
+from egal_kernels.shared.cpu_words import arrange, moments, popcount
+
+# Every operand of a word is uint32 as well: Numba widens the result of a uint32 and an int to 64 bits
+_1, _5, _1F = map(np.uint32, (1, 5, 0x1F))
 _31, _MAX = np.int32(31), np.int32(2**31 - 1)
-_1F, _55, _33, _0F, _01, _0123 = map(np.uint32, (0x1F, 0x55555555, 0x33333333, 0x0F0F0F0F, 0x01010101, 0x00010203))
 
-
-class Axis(NamedTuple):
-    """Resampling n source points to `size`, by intervals [first, stop) of outputs that share their source point a.
-
-    Output i is source a + t[i]·(b − a), b being the next source point, or a again at the end.
-    """
-
-    source: np.ndarray  # int64 [intervals], a
-    first: np.ndarray  # int64 [intervals]
-    stop: np.ndarray  # int64 [intervals]
-    t: np.ndarray  # float32 [size]
-    mass: np.ndarray  # float64 [n], Σ over outputs of the weight of each source point
-
-
-class Pieces(NamedTuple):
-    """Runs of at most 32 rows of one interval on which t is affine: in row p of the run it is t0 + p·slope."""
-
-    interval: np.ndarray  # int64
-    word: np.ndarray  # int64, that of the ROI in which the run begins
-    shift: np.ndarray  # uint32, the bit at which it begins
-    mask: np.ndarray  # uint32, a bit for each row of the run
-    t0: np.ndarray  # float64
-    slope: np.ndarray  # float64
-
-
-@intrinsic
-def popcount(typingctx, x):
-    return types.uint32(types.uint32), lambda context, builder, signature, args: builder.ctpop(args[0])
-
-
-# Rounded as the reference is: nothing reordered, nothing fused
+# Without fastmath, so that every operation is rounded as in the reference: nothing is reordered or fused
 jit = njit(nogil=True, error_model="numpy")
 
 
 @jit
 def _prepare(class_map, relu, low_eps, low):
-    """ReLU and, unless low_eps is negative, min-max of a class map, into `low` [h, w]; False if it is not finite."""
+    """Write ReLU and min-max of a class map to `low` [h, w]; return whether the class map is finite.
+
+    There is no min-max if low_eps is negative.
+    """
     least, most = np.float32(np.inf), np.float32(-np.inf)
     for i in range(low.shape[0]):
         for j in range(low.shape[1]):
@@ -76,13 +47,13 @@ def _prepare(class_map, relu, low_eps, low):
 
 @jit
 def _widen_rows(low, columns, rows):
-    """Each source row resized to W columns, into `rows` [h, W]."""
+    """Resize each source row to W columns, into `rows` [h, W]."""
     last = low.shape[1] - 1
     for i in range(low.shape[0]):
         for n in range(columns.source.size):
             a = low[i, columns.source[n]]
             step = low[i, min(columns.source[n] + 1, last)] - a
-            run = slice(columns.first[n], columns.stop[n])  # a view from 0 is what LLVM vectorises
+            run = slice(columns.first[n], columns.stop[n])  # LLVM vectorises only a loop over a view that begins at 0
             t, row = columns.t[run], rows[i, run]
             for x in range(t.size):
                 row[x] = step * t[x] + a
@@ -90,7 +61,7 @@ def _widen_rows(low, columns, rows):
 
 @jit
 def _extremes(rows, axis):
-    """Least and greatest value of the resized map: those of the first and last row of each interval."""
+    """Return the least and greatest value of the resized map: they are in the first or last row of an interval."""
     least, most = np.int32(2**31 - 1), np.int32(-(2**31))
     for n in range(axis.source.size):
         a, b = rows[axis.source[n]], rows[min(axis.source[n] + 1, rows.shape[0] - 1)]
@@ -104,19 +75,23 @@ def _extremes(rows, axis):
 
 @jit
 def _order(v):
-    """An int32 that orders finite floats as they are: unlike floats, a minimum of integers is vectorised."""
+    """Return an int32 with the order of the finite float v: LLVM vectorises the minimum of integers, not of floats."""
     bits = np.float32(v).view(np.int32)
     return np.int32(bits ^ np.int32(np.int32(bits >> _31) & _MAX))
 
 
 @jit
 def _value(order):
+    """Return the float32 whose `_order` is `order`."""
     return np.int32(order ^ np.int32(np.int32(order >> _31) & _MAX)).view(np.float32)
 
 
 @jit
 def _critical(least, most, scale, threshold):
-    """The least float32 v ≥ `least` with (v − least)/scale ≥ τ, each operation rounded; infinity if above `most`."""
+    """Return the least float32 v ≥ `least` with (v − least)/scale ≥ τ, each operation rounded.
+
+    Return infinity if it is above `most`.
+    """
     if threshold <= 0:
         return np.float32(-np.inf)
     if (most - least) / scale < threshold:
@@ -132,46 +107,11 @@ def _critical(least, most, scale, threshold):
 
 
 @jit
-def _first(words):
-    """Index of the first word that is not 0; the number of words if there is none."""
-    i, step, some = 0, 32, np.uint32(0)
-    while i + step <= words.size:
-        for j in range(step):
-            some |= words[i + j]
-        if some:
-            break
-        i += step
-    while i < words.size and not words[i]:
-        i += 1
-    return i
-
-
-@jit
-def arrange(bits, words, below):
-    """ROI words by row, into `words` [words + 1, W], and ROI pixels of each column above each word, into `below`.
-
-    Only of the columns [left, right) that hold the ROI; returns their range and the ROI's pixels. The last row of words
-    is there to be read and masked out.
-    """
-    width, count = bits.shape
-    flat = bits.ravel()
-    left = _first(flat) // count
-    right = max(left, width - _first(flat[::-1]) // count)
-    below[0, left:right] = 0
-    for k in range(count):
-        word, above, under = words[k, left:right], below[k, left:right], below[k + 1, left:right]
-        for x in range(word.size):
-            word[x] = bits[left + x, k]
-        for x in range(word.size):
-            under[x] = above[x] + popcount(word[x])
-    return left, right, np.int64(below[count, left:right].sum())
-
-
-@jit
 def _edges(a, b, t, offset, scale, critical, edges):
-    """Which rows of an interval, n of them, are ≥ critical, into `edges`: y ≥ 0 says rows [0, y), −1 − y rows [y, n).
+    """Write which of the n rows of an interval are ≥ critical, for each column; return the number of these pixels.
 
-    One division finds where a column crosses, but for rounding. Returns the number of pixels that are ≥ critical.
+    edges[x] = y ≥ 0 means rows [0, y), and edges[x] = −1 − y means rows [y, n). One division finds the row at which a
+    column crosses, up to rounding; `_doubtful` counts the columns where rounding may matter.
     """
     n, last = np.int32(t.size), np.float32(t.size - 1)
     t0, t1 = t[0], t[t.size - 1]
@@ -180,7 +120,7 @@ def _edges(a, b, t, offset, scale, critical, edges):
         step = b[x] - a[x]
         begins, ends = step * t0 + a[x] >= critical, step * t1 + a[x] >= critical
         guess = ((critical - a[x]) / step) * scale + offset
-        guess = guess if guess > 1 else np.float32(1)  # of a NaN too
+        guess = guess if guess > 1 else np.float32(1)  # a NaN becomes 1 as well
         y = np.int32(guess if guess < last else last)
         y = y if begins != ends else n
         area = np.int32(area + (y if begins else np.int32(n - y)))
@@ -190,26 +130,26 @@ def _edges(a, b, t, offset, scale, critical, edges):
 
 @jit
 def _doubtful(a, b, t, critical, edges):
-    """How many crossings the reference's expression, there and one row above, does not confirm."""
+    """Count the columns whose crossing the reference's expression, at that row and one above, does not confirm."""
     count, last = np.int32(0), np.int32(t.size - 1)
     for x in range(a.size):
         y = np.int32(edges[x] ^ (edges[x] >> _31))
-        here = np.uint32(min(y, last))
-        above = np.uint32(max(np.int32(here) - 1, 0))
+        row = np.uint32(min(y, last))
+        above = np.uint32(max(np.int32(row) - 1, 0))
         step = b[x] - a[x]
-        crossed = (step * t[here] + a[x] >= critical) != (step * t[above] + a[x] >= critical)
+        crossed = (step * t[row] + a[x] >= critical) != (step * t[above] + a[x] >= critical)
         count = np.int32(count + np.int32(y <= last and not crossed))
     return count
 
 
 @jit
 def _search(a, b, t, critical, edges):
-    """`_edges` by bisection of every column."""
+    """Do as `_edges` does, by bisection of every column with the reference's expression."""
     area = 0
     for x in range(a.size):
         step = b[x] - a[x]
         begins = step * t[0] + a[x] >= critical
-        low, high = 0, t.size  # the first row on the other side is in [low, high]
+        low, high = 0, t.size  # the first row on the other side of critical is in [low, high]
         while low < high:
             middle = (low + high) >> 1
             if (step * t[middle] + a[x] >= critical) == begins:
@@ -223,7 +163,7 @@ def _search(a, b, t, critical, edges):
 
 @jit
 def _inside(first, stop, words, below, edges):
-    """ROI pixels of rows [first, stop) that are ≥ critical, by `edges`; of columns as many as these have."""
+    """Count the ROI pixels in rows [first, stop) that are ≥ critical according to `edges`, over all its columns."""
     (k0, mask0), (k1, mask1) = _place(np.uint32(first)), _place(np.uint32(stop))
     word0, word1, below0, below1 = words[k0], words[k1], below[k0], below[k1]
     total = np.int32(0)
@@ -238,13 +178,13 @@ def _inside(first, stop, words, below, edges):
 
 @jit
 def _place(y):
-    """Row y as the word that holds it, and a mask of the word's rows above it."""
+    """Return the index of the word that contains row y, and a mask of the word's rows above y."""
     return np.uint32(y >> _5), np.uint32((_1 << np.uint32(y & _1F)) - _1)
 
 
 @jit
 def _range(cells):
-    """Least and greatest of some rows of cells."""
+    """Return the least and the greatest of `cells`."""
     least = most = cells[0, 0]
     for i in range(cells.shape[0]):
         for v in cells[i]:
@@ -254,7 +194,7 @@ def _range(cells):
 
 @jit
 def _count(low, rows, axis, words, below, critical, edges, left, right):
-    """|v ≥ critical ∧ ROI| and |v ≥ critical|, interval by interval."""
+    """Return |v ≥ critical ∧ ROI| and |v ≥ critical|, added up interval by interval."""
     scale = np.float32(axis.t.size / low.shape[0])
     intersection, area = np.int64(0), np.int64(0)
     words, below = words[:, left:right], below[:, left:right]
@@ -270,37 +210,17 @@ def _count(low, rows, axis, words, below, critical, edges, left, right):
         else:
             t = axis.t[first:stop]
             offset = np.float32((i + 0.5) * scale + 0.5 - first)
-            some = _edges(rows[i], rows[j], t, offset, scale, critical, edges)
+            pixels = _edges(rows[i], rows[j], t, offset, scale, critical, edges)
             if _doubtful(rows[i], rows[j], t, critical, edges):
-                some = _search(rows[i], rows[j], t, critical, edges)
-            area += some
+                pixels = _search(rows[i], rows[j], t, critical, edges)
+            area += pixels
         intersection += _inside(np.int32(first), np.int32(stop), words, below, edges[left:right])
     return intersection, area
 
 
-@jit
-def moments(word, following, shift, mask):
-    """Σ 1 and Σ p over the set bits p of a run, `mask` of them from bit `shift` of a word on, into the following one.
-
-    Summed in fields of 2, 4 and 8 bits, as a popcount is.
-    """
-    bits = np.uint32(np.uint32(word >> shift | np.uint32(following << _1) << np.uint32(_1F - shift)) & mask)
-    odd = np.uint32((bits >> _1) & _55)
-    count = np.uint32((bits & _55) + odd)
-    high = np.uint32((count >> _2) & _33)
-    place = np.uint32((odd & _33) + ((odd >> _2) & _33) + (high << _1))
-    count = np.uint32((count & _33) + high)
-    high = np.uint32((count >> _4) & _0F)
-    place = np.uint32((place & _0F) + ((place >> _4) & _0F) + (high << _2))
-    count = np.uint32((count & _0F) + high)
-    ones = np.uint32(np.uint32(count * _01) >> _24)
-    positions = np.uint32(np.uint32(place * _01) >> _24) + np.uint32(np.uint32(count * _0123) >> _24) * _8
-    return np.int32(ones), np.int32(positions)
-
-
-@njit(nogil=True, error_model="numpy", fastmath={"reassoc"})  # lets the sum be vectorised
+@njit(nogil=True, error_model="numpy", fastmath={"reassoc"})  # so that the sum is vectorised
 def _moment(rows, axis, pieces, words, left, right):
-    """Σ v·ROI over columns [left, right): on a piece v is affine in the bit position, so `moments` suffice."""
+    """Return Σ v·ROI over columns [left, right). On a piece, v is affine in the bit position: `moments` are enough."""
     total = 0.0
     for q in range(pieces.word.size):
         a = rows[axis.source[pieces.interval[q]], left:right]
@@ -315,7 +235,7 @@ def _moment(rows, axis, pieces, words, left, right):
 
 @jit
 def _soft_by_pixel(rows, axis, words, left, right, least, scale):
-    """Σ c·ROI and Σ c of a map whose range is so small that the rounding of each pixel counts."""
+    """Return Σ c·ROI and Σ c, pixel by pixel: for a map whose range is so small that rounding changes its sums."""
     inside, total = 0.0, 0.0
     for n in range(axis.source.size):
         i = axis.source[n]
@@ -331,7 +251,7 @@ def _soft_by_pixel(rows, axis, words, left, right, least, scale):
 
 @jit
 def scratch(h, w, columns, words):
-    """What `overlap` works in, a few kB."""
+    """Allocate the arrays that `overlap` works in, a few kB per thread."""
     low, rows = np.empty((h, w), np.float32), np.empty((h, columns), np.float32)
     roi, below = np.empty((words + 1, columns), np.uint32), np.empty((words + 1, columns), np.uint32)
     return low, rows, roi, below, np.empty(columns, np.int32)
@@ -339,10 +259,19 @@ def scratch(h, w, columns, words):
 
 @jit
 def overlap(class_map, bits, columns, axis, pieces, recipe, threshold, scratch):
-    """Intersection, CAM's area, ROI's area, Σ c·ROI and Σ c of a class map [h, w] and an ROI [W, words].
+    """Return the intersection, the areas of CAM and ROI, Σ c·ROI and Σ c of a sample.
 
-    recipe: ReLU or not, and the ε of the min-max at low and at full resolution, negative where there is none. A map
-    that is not finite has −1 for its ROI's area.
+    The area of the ROI is −1 if the class map is not finite.
+
+    Args:
+        class_map: float32 [h, w].
+        bits: uint32 [W, words], the packed ROI.
+        columns: the Axis along x.
+        axis: the Axis along y.
+        pieces: the Pieces along y.
+        recipe: whether there is a ReLU; the ε of the min-max at low and at full resolution, negative if there is none.
+        threshold: τ, float32.
+        scratch: the arrays of `scratch`.
     """
     low, rows, words, below, edges = scratch
     relu, low_eps, full_eps = recipe

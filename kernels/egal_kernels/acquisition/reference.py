@@ -1,48 +1,38 @@
-"""The reference: plain PyTorch on any device, and the oracle that every other backend is tested against."""
+"""The reference backend: plain PyTorch on any device, against which every other backend is tested."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from egal_kernels.acquisition.conventions import RECIPES
+from egal_kernels.acquisition.heads import Head, LinearHead
 from egal_kernels.acquisition.types import Acquisition
-from egal_kernels.roi import PackedRoi
+from egal_kernels.shared.recipes import RECIPES
+from egal_kernels.shared.roi import PackedRoi
 
-# Full-resolution pixels at a time. On a CPU: 8 images of 224², few enough for the cache, enough to hide the dispatch
+# Pixels at full resolution per chunk. On a CPU, 8 images of 224²: they fit into the cache, and there are enough of them
+# that the cost of dispatching operations is small
 CHUNK_PIXELS = {"cpu": 8 * 224 * 224}
 CHUNK_PIXELS_ACCELERATOR = 1 << 26
 
 
-def acquire(
-    features: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    roi: PackedRoi,
-    *,
-    threshold: float,
-    convention: str,
-    classes: Tensor | None,
-    alpha: Tensor | None,
-    logits: Tensor | None,
-) -> Acquisition:
-    """`egal_kernels.acquire` for checked arguments; features and maps are taken a chunk of the batch at a time.
+def acquire(features: Tensor, head: Head, roi: PackedRoi, *, threshold: float, convention: str) -> Acquisition:
+    """Do `egal_kernels.acquire` for checked arguments, on one chunk of the batch at a time.
 
-    Logits and class maps are sums in float64, rounded once: in which order a backend adds up is no part of the rule.
+    Logits and class maps are sums in float64, rounded once: the order in which a backend adds does not matter.
     """
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     wide = torch.float32 if features.device.type == "mps" else torch.float64  # MPS has no float64
-    weight, bias, alpha = (x if x is None else x.to(wide) for x in (weight, bias, alpha))
     batch, height, width = roi.shape
     chunk = max(1, CHUNK_PIXELS.get(features.device.type, CHUNK_PIXELS_ACCELERATOR) // (height * width))
     heads, overlaps = [], []
     for start in range(0, max(batch, 1), chunk):
         part = slice(start, start + chunk)
         a = features[part].to(wide)  # [n, C, h, w]
-        if weight is None:
-            z, channel_weights = logits[part].to(dtype), alpha[part]  # type: ignore[index]
+        if isinstance(head, LinearHead):
+            z, alpha = _linear_head(a, head, part, dtype)
         else:
-            z, channel_weights = _linear_head(a, weight, bias, None if classes is None else classes[part], dtype)
-        class_map = torch.einsum("nc,nchw->nhw", channel_weights, a).to(dtype)
+            z, alpha = head.logits[part].to(dtype), head.alpha[part].to(wide)
+        class_map = torch.einsum("nc,nchw->nhw", alpha, a).to(dtype)
         heads.append((z, class_map))
         overlaps.append(_overlap(RECIPES[convention](class_map, (height, width)), roi[part], threshold))
     z, class_map = map(torch.cat, zip(*heads, strict=True))
@@ -61,27 +51,33 @@ def acquire(
     )
 
 
-def _linear_head(
-    a: Tensor, weight: Tensor, bias: Tensor | None, classes: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Logits [n, K], rounded, and Grad-CAM channel weights [n, C] of a linear head on global average pooling.
+def _linear_head(a: Tensor, head: LinearHead, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the logits [n, K], rounded to `dtype`, and the Grad-CAM channel weights [n, C] of a linear head.
 
-    z_k = Σ_c W[k, c]·mean(A_c) + b_k, hence ∂z_k/∂A_c = W[k, c]/(h·w) at every position: its mean needs no backward.
+    z_k = Σ_c W[k, c]·mean(A_c) + b_k, hence ∂z_k/∂A_c = W[k, c]/(h·w) at every position. The mean of that over the
+    positions needs no backward pass.
+
+    Args:
+        a: the features [n, C, h, w] of samples `part`.
+        head: the head of all samples.
+        part: which samples of the batch these are.
+        dtype: the dtype of the logits.
     """
+    weight, bias = head.weight.to(a.dtype), None if head.bias is None else head.bias.to(a.dtype)
     logits = F.linear(a.mean((2, 3)), weight, bias).to(dtype)
-    explained = logits.argmax(1) if classes is None else classes
+    explained = logits.argmax(1) if head.classes is None else head.classes[part]
     return logits, weight[explained] / (a.shape[2] * a.shape[3])
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats, [B]: −Σ p·log p, with 0·log 0 = 0 however far apart the logits are."""
+    """Return the entropy of softmax(logits), [B] in nats: −Σ p·log p, with 0·log 0 = 0 for any logits."""
     log_p = logits.log_softmax(1).clamp_min(torch.finfo(logits.dtype).min)  # −inf·0 would be NaN
     return 0 - (log_p.exp() * log_p).sum(1)
 
 
 def _overlap(cam: Tensor, roi: PackedRoi, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """|cam ≥ τ ∧ ROI|, |cam ≥ τ|, Σ cam·ROI and Σ cam, each [n], of maps [n, H, W]; overwrites `cam`."""
-    mask = roi.unpack(cam.dtype)  # 0 and 1 as floats: PyTorch multiplies and sums these several times faster than bools
+    """Return |cam ≥ τ ∧ ROI|, |cam ≥ τ|, Σ cam·ROI and Σ cam, each [n], of maps [n, H, W]; overwrite `cam`."""
+    mask = roi.unpack(cam.dtype)  # PyTorch multiplies and sums floats several times faster than bools
     soft_intersection, soft_cam = (cam * mask).sum((1, 2)), cam.sum((1, 2))
     hit = cam.ge_(threshold)
     cam_area = _count(hit)
@@ -89,5 +85,8 @@ def _overlap(cam: Tensor, roi: PackedRoi, threshold: float) -> tuple[Tensor, Ten
 
 
 def _count(mask: Tensor) -> Tensor:
-    """Ones of a 0/1 float mask [n, H, W], int32 [n]: rows summed as floats, exact to 2²⁴ columns, then as integers."""
+    """Count the ones of a float mask [n, H, W], int32 [n].
+
+    Rows are summed as floats, which is exact for up to 2²⁴ columns, and their sums as integers.
+    """
     return mask.sum(2).int().sum(1, dtype=torch.int32)

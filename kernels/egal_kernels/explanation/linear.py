@@ -1,4 +1,4 @@
-"""`linear_head`: whether a head is global average pooling and one linear map, told from its modules."""
+"""`linear_head`: whether a head is global average pooling and one linear map, decided from its modules."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,15 +9,15 @@ PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn
 
 
 def linear_head(head: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """(weight [K, C], bias [K] or None) if `head` is global average pooling and one linear map, else None.
+    """Return (weight [K, C], bias [K] or None) if `head` is global average pooling and one linear map, else None.
 
-    Then `acquire(features, weight, bias, roi)` explains it without a backward pass; `explain` takes any other head.
-    They are the head's own parameters: gradients flow to it.
+    `acquire(features, weight, bias, roi)` explains such a head without a backward pass; `explain` takes any other head.
+    Weight and bias are the head's own parameters, so gradients flow to the head.
 
-    Known are AdaptiveAvgPool2d(1), Flatten, Identity, dropout in eval mode, one Linear or 1×1 Conv2d (also before the
-    pooling), Sequential, and timm's SelectAdaptivePool2d and ClassifierHead where they average. Whatever else a head
-    holds (an activation, a norm, another pooling, a second linear map, hooks, a subclass, weight normalisation) makes
-    it None: nothing is guessed, and no number is tried.
+    These modules are recognised: AdaptiveAvgPool2d(1), Flatten, Identity, dropout in eval mode, one Linear or 1×1
+    Conv2d (also before the pooling), Sequential, and timm's SelectAdaptivePool2d and ClassifierHead if they average.
+    The result is None if the head contains anything else: an activation, a norm, another pooling, a second linear map,
+    a hook, a subclass, weight normalisation. Nothing is guessed from numbers.
     """
     linear: nn.Linear | nn.Conv2d | None = None
     shape = "map"  # [B, C, h, w], then "pooled" [B, C, 1, 1], then "flat" [B, C]
@@ -39,9 +39,9 @@ def linear_head(head: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 
 
 def _steps(module: nn.Module) -> Iterator[Any]:
-    """The modules that `module` runs one after the other, taken apart as far as it is known how it runs them."""
+    """Yield the modules that `module` runs one after the other, as far as it is known how it runs its parts."""
     if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-        yield nn.Module()  # it may compute anything
+        yield nn.Module()  # a module that is not recognised: this one may compute anything
     elif type(module) is nn.Sequential:
         for child in module:
             yield from _steps(child)
@@ -56,11 +56,11 @@ def _steps(module: nn.Module) -> Iterator[Any]:
 
 
 def _is_timm(module: nn.Module, name: str) -> bool:
-    """Whether it is of timm's class `name` itself; told without importing timm."""
+    """Return whether `module` is of timm's class `name` itself, without importing timm."""
     return type(module).__qualname__ == name and type(module).__module__.startswith("timm.layers.")
 
 
 def _is_pointwise(step: nn.Module) -> bool:
-    """Whether it is a 1×1 convolution of all channels that keeps the positions."""
+    """Return whether `step` is a 1×1 convolution of all channels that keeps the positions."""
     return type(step) is nn.Conv2d and (step.kernel_size, step.stride, step.padding, step.groups) == (
         (1, 1), (1, 1), (0, 0), 1)  # fmt: skip

@@ -1,15 +1,16 @@
-"""Where a resized map takes its extremes, told once for every backend, since tied ones share a slope."""
+"""Where a resized map can have its extremes. Every backend uses these points, since tied extremes share a slope."""
 
 import numpy as np
 import torch
 
-from egal_kernels.acquisition.conventions import taps
+from egal_kernels.shared.resampling import taps
 
 
 def corners(n: int, size: int) -> np.ndarray:
-    """The outputs of an axis resampled from n points to `size` that can be extreme: first and last of each interval.
+    """Return the outputs that can be extreme when n source points are resampled to `size`, int64 and increasing.
 
-    Int64, increasing. Of those past the last source point, which all equal it, the first.
+    They are the first and the last output of each interval between source points. Outputs after the last source point
+    all equal it, so only the first of these is returned.
     """
     source = taps(n, size, torch.float64, torch.device("cpu"))[0].numpy()
     first = np.unique(source, return_index=True)[1]

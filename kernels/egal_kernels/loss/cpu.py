@@ -1,4 +1,4 @@
-"""The CPU backend: what its Numba kernels take and return, as tensors."""
+"""The CPU backend: it turns tensors into what the Numba kernels take, and their results into tensors."""
 
 from functools import lru_cache
 
@@ -6,19 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from egal_kernels.acquisition.conventions import RECIPES, taps
-from egal_kernels.acquisition.cpu import BITS, axis_of, flat_samples, pieces_of, to_array
 from egal_kernels.loss import cpu_backward, cpu_forward
 from egal_kernels.loss.corners import corners
 from egal_kernels.loss.cpu_forward import Corners
-from egal_kernels.roi import PackedRoi
-from egal_kernels.threads import team
+from egal_kernels.shared.cpu_arrays import BITS, flat_samples, to_array
+from egal_kernels.shared.cpu_resampling import axis_of, pieces_of
+from egal_kernels.shared.recipes import RECIPES
+from egal_kernels.shared.resampling import taps
+from egal_kernels.shared.roi import PackedRoi
+from egal_kernels.shared.threads import team
 
 
 def forward(
     features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str, moments: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """loss [B], its slope in the class map [B, h, w] and, if `moments`, in the class's weights [B, C], else [B, 0]."""
+    """Return the loss [B], its slope in the class map [B, h, w], and its slope in the weights of the class [B, C].
+
+    The latter is empty, [B, 0], unless `moments`.
+    """
     batch, height, width = roi.shape
     channels, h, w = features.shape[1:]
     recipe = RECIPES[convention]
@@ -37,7 +42,7 @@ def forward(
 def features_gradient(
     grad: Tensor, weight: Tensor, classes: Tensor, slope: Tensor, dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
-    """grad_b·W[k_b, c]/(h·w)·slope[b], [B, C, h, w] of `dtype`."""
+    """Return the gradient of the features, grad_b·W[k_b, c]/(h·w)·slope[b], [B, C, h, w] of `dtype`."""
     batch, h, w = slope.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty(batch, weight.shape[1], h, w, dtype=dtype, memory_format=layout)
@@ -49,17 +54,19 @@ def features_gradient(
 
 
 def weight_gradient(grad: Tensor, classes: Tensor, moment: Tensor, count: int) -> Tensor:
-    """Σ grad_b·moment[b] over the samples of each class, f32 [K, C]; summed in the order of the batch."""
+    """Return the gradient of the weight, f32 [K, C]: Σ grad_b·moment[b] over each class, in the order of the batch."""
     out = torch.zeros(count, moment.shape[1])
     cpu_backward.weight_gradient(to_array(grad), to_array(classes, torch.int64), to_array(moment), out.numpy())
     return out
 
 
 def _alpha(weight: Tensor, classes: Tensor, positions: int) -> Tensor:
+    """Return the Grad-CAM channel weights W[k_b, c]/(h·w), f32 [B, C]."""
     return weight.detach().float()[classes] / positions
 
 
 @lru_cache(maxsize=64)
 def _corners(n: int, size: int) -> Corners:
+    """Return the corners of an axis, with their source points and weights."""
     source, t = (x.numpy()[corners(n, size)] for x in taps(n, size, torch.float64, torch.device("cpu")))
     return Corners(source, t)

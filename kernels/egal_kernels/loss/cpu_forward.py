@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
-"""Numba kernels of the CPU backend, forward: features and packed ROIs → loss and its slopes.
+"""Numba kernels of the CPU backend for the forward pass: features and packed ROIs → loss and its slopes.
 
-With u = Uy·l·Uxᵀ the resized map, the ROI r enters by R = Uyᵀ·r·Ux alone, [h, w] numbers from popcounts of its words:
-Σ u·r = ⟨l, R⟩ and, with Σ u in the same way, the slope of both is known. Nothing has the ROI's resolution.
+Let u = Uy·l·Uxᵀ be the resized map. Then Σ u·r = ⟨l, R⟩, where the ROI r enters only through R = Uyᵀ·r·Ux, h·w numbers
+that popcounts of its words give. Σ u is computed in the same way. Both are linear in l, so their slopes are known too,
+and no array has the ROI's resolution.
 """
 
 from typing import NamedTuple
@@ -10,16 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from egal_kernels.acquisition.cpu_head import FAST, project, widen
-from egal_kernels.acquisition.cpu_overlap import arrange, moments
-from egal_kernels.caching import kernel
-from egal_kernels.threads import each_thread, take
+from egal_kernels.shared.caching import kernel
+from egal_kernels.shared.cpu_class_maps import FAST, project, widen
+from egal_kernels.shared.cpu_words import arrange, moments
+from egal_kernels.shared.threads import each_thread, take
 
 jit = njit(nogil=True, error_model="numpy")
 
 
 class Corners(NamedTuple):
-    """Outputs of an axis, by `loss.corners`: a resized map takes its extremes where two of them meet."""
+    """The outputs of an axis that `corners` returns: a resized map has its extremes where two of them meet."""
 
     source: np.ndarray  # int64 [n]
     t: np.ndarray  # float64 [n]
@@ -27,7 +28,7 @@ class Corners(NamedTuple):
 
 @jit
 def _gather(words, left, right, columns, axis, pieces, along_y, inside):
-    """R = Uyᵀ·r·Ux, into `inside` [h, w], by way of Uyᵀ·r, into columns [left, right) of `along_y` [h, W]."""
+    """Write R = Uyᵀ·r·Ux to `inside` [h, w], and Uyᵀ·r to columns [left, right) of `along_y` [h, W]."""
     h, w = inside.shape
     along_y[:, left:right] = 0
     for q in range(pieces.word.size):
@@ -44,19 +45,20 @@ def _gather(words, left, right, columns, axis, pieces, along_y, inside):
     for n in range(columns.source.size):
         j = columns.source[n]
         for i in range(h):
-            whole, far = 0.0, 0.0
+            column, far = 0.0, 0.0
             for x in range(max(left, columns.first[n]), min(right, columns.stop[n])):
-                whole += along_y[i, x]
+                column += along_y[i, x]
                 far += along_y[i, x] * columns.t[x]
-            inside[i, j] += whole - far
+            inside[i, j] += column - far
             inside[i, min(j + 1, w - 1)] += far
 
 
 @jit
 def _prepare(class_map, relu, low_eps, low):
-    """ReLU and, unless low_eps is negative, min-max of a class map, into `low` [h, w].
+    """Write ReLU and min-max of a class map to `low` [h, w]; return the divisor of the min-max.
 
-    Returns the divisor of the min-max: 1 if there is none, 0 for a constant map, NaN for one that is not finite.
+    There is no min-max if low_eps is negative; then the divisor is 1. The divisor of a constant map is 0, that of a
+    map that is not finite is NaN.
     """
     least, most = np.inf, -np.inf
     for i in range(low.shape[0]):
@@ -77,7 +79,7 @@ def _prepare(class_map, relu, low_eps, low):
 
 @jit
 def _extremes(low, rows, columns, ends):
-    """Least and greatest value of the resized map, its values where corners meet being left in `ends`."""
+    """Return the least and greatest value of the resized map; write its values where corners meet to `ends`."""
     h, w = low.shape
     least, most = np.inf, -np.inf
     for m in range(rows.t.size):
@@ -92,7 +94,7 @@ def _extremes(low, rows, columns, ends):
 
 @jit
 def _spread(amount, value, ends, rows, columns, d):
-    """The slope of an extreme of the resized map, into d [h, w]: in equal parts to the corners that have its value."""
+    """Add the slope `amount` of an extreme of the resized map to d [h, w], in equal parts for the corners that tie."""
     ties = 0
     for m in range(rows.t.size):
         for n in range(columns.t.size):
@@ -111,7 +113,10 @@ def _spread(amount, value, ends, rows, columns, d):
 
 @jit
 def _through_low(low, scale, d):
-    """The slope d [h, w] in the result `low` of a min-max → the slope in what it scaled; equal parts to tied cells."""
+    """Turn d [h, w] from the slope in the result `low` of a min-max into the slope in its input.
+
+    Tied cells get equal parts.
+    """
     top = low.max()
     bottom_ties, top_ties, total, moment = 0, 0, 0.0, 0.0
     for i in range(low.shape[0]):
@@ -132,7 +137,7 @@ def _through_low(low, scale, d):
 
 @jit
 def _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d):
-    """1 − 2·Σ c·r / (Σ c + Σ r) of the map c made of `low` [h, w], and its slope in `low`, into d."""
+    """Return 1 − 2·Σ c·r / (Σ c + Σ r), where c is the map made from `low` [h, w]; write its slope in `low` to d."""
     least, scale, size = 0.0, 1.0, axis.t.size * columns.t.size
     if full_eps >= 0:
         least, most = _extremes(low, *corners, ends)
@@ -146,7 +151,7 @@ def _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d):
             overlap += low[i, j] * inside[i, j]
             total += low[i, j] * axis.mass[i] * columns.mass[j]
     overlap, total = (overlap - least * area) / scale, (total - least * size) / scale
-    of_overlap, of_total = -2 / (total + area), 2 * overlap / (total + area) ** 2  # slopes of the loss
+    of_overlap, of_total = -2 / (total + area), 2 * overlap / (total + area) ** 2  # the slopes of the loss
     for i in range(low.shape[0]):
         for j in range(low.shape[1]):
             d[i, j] = (of_overlap * inside[i, j] + of_total * axis.mass[i] * columns.mass[j]) / scale
@@ -159,7 +164,7 @@ def _soft_dice(low, inside, area, columns, axis, corners, full_eps, ends, d):
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy")
 def _correlate(a, channels_last, slope, out):
-    """Σ_p slope[p]·A_c[p] / P, into `out` [C], of a sample a, [C, P] or, channels_last, [P, C]."""
+    """Write Σ_p slope[p]·A_c[p] / P to `out` [C]; `a` is a sample as in `class_maps`."""
     positions = np.float32(slope.size)
     if channels_last:
         out[:] = 0
@@ -177,14 +182,29 @@ def _correlate(a, channels_last, slope, out):
 
 @kernel
 def forward(team, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment):
-    """Loss, its slope in the class map [B, h, w] and, unless `moment` is empty, in the weights [B, C] of the class."""
-    taken = np.zeros(1, np.int64)
-    each_thread(team, _forward, (taken, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment))
+    """Write the loss, its slope in the class map and, unless `moment` is empty, its slope in the weights of the class.
+
+    Args:
+        team: as `threads.team` returns it.
+        features: as `flat_samples` returns them, with channels_last.
+        alpha: float64 [B, C], the Grad-CAM channel weights.
+        bits: uint32 [B, W, words], the packed ROIs.
+        geometry: the Axis along x, the Axis and the Pieces along y, and the Corners along y and x.
+        recipe: whether there is a ReLU; the ε of the min-max at low and at full resolution, negative if there is none.
+        loss: float32 [B].
+        slope: float32 [B, h, w].
+        moment: float32 [B, C] or [B, 0].
+    """
+    counter = np.zeros(1, np.int64)
+    each_thread(team, _forward, (counter, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment))
 
 
 @jit
-def _forward(taken, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment):
-    """Of the samples that this thread takes, whose features come from memory once, the second time from the cache."""
+def _forward(counter, features, channels_last, alpha, bits, geometry, recipe, loss, slope, moment):
+    """Do as `forward` does for the samples that this thread takes.
+
+    The features of a sample are read from memory once; the second read finds them in the cache.
+    """
     columns, axis, pieces, corners = geometry
     relu, low_eps, full_eps = recipe
     batch, h, w = slope.shape
@@ -193,12 +213,12 @@ def _forward(taken, features, channels_last, alpha, bits, geometry, recipe, loss
     along_y, flat = np.empty((h, width)), slope.reshape(batch, h * w)
     low, inside, d = np.empty((h, w)), np.empty((h, w)), np.empty((h, w))
     ends = np.empty((corners[0].t.size, corners[1].t.size))
-    b = take(taken)
+    b = take(counter)
     while b < batch:
         left, right, area = arrange(bits[b], words, below)
         scale = 0.0
         if area:
-            project(features[b], channels_last, alpha[b], flat[b])  # the class map: its slope takes its place
+            project(features[b], channels_last, alpha[b], flat[b])  # the class map, which its slope replaces below
             scale = _prepare(slope[b], relu, low_eps, low)
         if scale > 0:
             _gather(words, left, right, columns, axis, pieces, along_y, inside)
@@ -211,6 +231,6 @@ def _forward(taken, features, channels_last, alpha, bits, geometry, recipe, loss
             if moment.shape[1]:
                 _correlate(features[b], channels_last, flat[b], moment[b])
         else:
-            loss[b] = (1.0 if area else 0.0) + scale  # 0, or NaN where the map is not finite
+            loss[b] = (1.0 if area else 0.0) + scale  # scale is 0 here, or NaN if the map is not finite
             slope[b] = moment[b] = scale
-        b = take(taken)
+        b = take(counter)

@@ -1,4 +1,4 @@
-"""`cam_loss`: checks its arguments once, hands them to a backend, and tells autograd what that found."""
+"""`cam_loss`: it checks its arguments once, passes them to a backend, and registers the gradients with autograd."""
 
 from typing import Any
 
@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from egal_kernels.backends import BACKENDS, choose, load
-from egal_kernels.checks import check_choice, check_tensor
 from egal_kernels.conventions import CONVENTIONS
 from egal_kernels.loss import reference
-from egal_kernels.roi import PackedRoi
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from egal_kernels.shared.backends import BACKENDS, choose, load
+from egal_kernels.shared.checks import FLOATS, check_choice, check_classes, check_tensor
+from egal_kernels.shared.roi import PackedRoi, check_roi
 
 
 def cam_loss(
@@ -24,29 +22,30 @@ def cam_loss(
     convention: str = "grad-cam",
     backend: str = "auto",
 ) -> Tensor:
-    """1 − soft Dice of CAM and ROI, 1 − 2·Σ c·r / (Σ c + Σ r), [B]; f32, or f64 where the features are.
+    """Return 1 − soft Dice of CAM and ROI, 1 − 2·Σ c·r / (Σ c + Σ r), [B] in f32, or f64 if the features are.
 
-    c is the Grad-CAM, in [0, 1] at the ROI's resolution, of a linear head on global average pooling. Differentiable
-    with respect to `features` and `weight`, once; with backend "reference" any number of times.
+    c is the Grad-CAM, in [0, 1] at the ROI's resolution, of a linear head on global average pooling. The loss is
+    differentiable with respect to `features` and `weight`, once; with backend "reference", any number of times.
 
-    features: [B, C, h, w], f32, bf16, f16 or f64, contiguous or channels_last. f64 is computed in f64, the rest in f32.
-    weight: [K, C], that of the head. Its bias does not matter to a CAM.
-    roi: the regions, B of them. Where one is empty the loss is 0 and so are its gradients: average over the others.
-    classes: int64 [B], the classes to explain, usually the true ones. On an accelerator its range check waits for the
-        device.
-    convention: how a class map becomes a normalised map; a key of `CONVENTIONS`. A constant or nowhere positive map is
-        all zeros: loss 1, gradients 0.
-    backend: "reference", "cpu" or "triton" (not f64), or "auto", the fastest that takes the features and is installed.
+    Args:
+        features: [B, C, h, w], contiguous or channels_last; f64 is computed in f64; f32, bf16 and f16 in f32.
+        weight: [K, C], of the head. A CAM does not depend on the head's bias.
+        roi: the regions of the B samples. If one is empty, its loss and gradients are 0: average over the others.
+        classes: int64 [B], the classes to explain, usually the true ones. On an accelerator the check of their range
+            waits for the device.
+        convention: how a class map becomes a normalised map; a key of `CONVENTIONS`. A constant or nowhere positive
+            class map is all zeros: its loss is 1, its gradients are 0.
+        backend: "reference", "cpu" or "triton" (both not for f64), or "auto" for the fastest that accepts the features
+            and is installed.
 
-    Raises ValueError naming the argument when a shape, dtype, device or value is wrong. A NaN or an infinity in the
-    features or the class map of a sample makes its loss and its gradients NaN, and those of its class's weights.
+    Raises ArgumentError, a ValueError, naming the argument if a shape, dtype, device or value is wrong. If the features
+    or the class map of a sample contain a NaN or an infinity, its loss and gradients are NaN, and so are the gradients
+    of its class's weights.
     """
     sizes: dict[str, int] = {}
     check_tensor("features", features, "B C h w", sizes, FLOATS)
     check_tensor("weight", weight, "K C", sizes, FLOATS, features.device)
-    if not isinstance(roi, PackedRoi):
-        raise ValueError(f"roi: expected a PackedRoi, got {type(roi).__name__}; pack a bool mask [B, H, W] by pack_roi")
-    check_tensor("roi.bits", roi.bits, "B W words", sizes, [torch.int32], features.device)
+    check_roi(roi, sizes, features.device)
     check_tensor("classes", classes, "B", sizes, [torch.int64], features.device)
     check_choice("convention", convention, CONVENTIONS)
     check_choice("backend", backend, ["auto", *BACKENDS])
@@ -54,31 +53,38 @@ def cam_loss(
     moments = torch.is_grad_enabled() and weight.requires_grad
     if torch.compiler.is_compiling() and chosen != "reference":
         return _op(features, weight, roi.bits, roi.height, classes, convention, chosen, moments)[0]
-    _check_range(classes, sizes["K"])
+    if not torch.compiler.is_compiling():  # in a compiled graph, the reference's own indexing checks the range
+        check_classes(classes, sizes["K"])
     if chosen == "reference":
         return reference.cam_loss(features, weight, roi, classes, convention)
-    # a dispatched op costs tens of microseconds a call: eager calls do without
+    # a dispatched operator costs tens of microseconds per call, so eager calls do without
     return _CamLoss.apply(features, weight, roi, classes, convention, chosen, moments)
 
 
 @torch.compiler.assume_constant_result
 def _choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Choose the backend, as a constant of a compiled graph."""
     return choose("loss", name, device, dtype)
-
-
-def _check_range(classes: Tensor, count: int) -> None:
-    if torch.compiler.is_compiling():
-        return  # of the reference: its indexing checks them
-    wrong = classes[(classes < 0) | (classes >= count)]
-    if wrong.numel():
-        raise ValueError(f"classes: expected values in [0, {count}), got {int(wrong[0])}")
 
 
 def _gradients(
     of_features: bool, of_weight: bool, grad: Tensor, weight: Tensor, classes: Tensor, slope: Tensor, moment: Tensor,
     dtype: torch.dtype, channels_last: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of the features, `dtype` [B, C, h, w], and of the weight [K, C]; empty where they are not asked for."""
+    """Return the gradients of the features, [B, C, h, w] of `dtype`, and of the weight, [K, C].
+
+    Args:
+        of_features: whether the features need a gradient; if not, an empty tensor is returned for it.
+        of_weight: whether the weight needs a gradient; if not, an empty tensor is returned for it.
+        grad: [B], the gradient of the loss.
+        weight: [K, C], of the head.
+        classes: int64 [B], the explained classes.
+        slope: [B, h, w], as the backend's `forward` returns it.
+        moment: [B, C], as the backend's `forward` returns it.
+        dtype: that of the features.
+        channels_last: the layout of the features.
+        backend: the name of the backend.
+    """
     run, none = load("loss", backend), grad.new_empty(0)
     a = run.features_gradient(grad, weight, classes, slope, dtype, channels_last) if of_features else none
     w = run.weight_gradient(grad, classes, moment, len(weight)).to(weight.dtype) if of_weight else none
@@ -86,6 +92,8 @@ def _gradients(
 
 
 class _CamLoss(torch.autograd.Function):
+    """`cam_loss` of a backend other than the reference, for eager calls."""
+
     @staticmethod
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str, backend: str,
@@ -113,8 +121,8 @@ def _op(
     features: Tensor, weight: Tensor, bits: Tensor, height: int, classes: Tensor, convention: str, backend: str,
     moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """`cam_loss` as an operator of PyTorch: the loss, and what the backward pass needs."""
-    _check_range(classes, len(weight))
+    """Run `cam_loss` as an operator of PyTorch; return the loss, and the slope and moment for the backward pass."""
+    check_classes(classes, len(weight))
     return load("loss", backend).forward(features, weight, PackedRoi(bits, height), classes, convention, moments)
 
 

@@ -1,18 +1,18 @@
-"""The reference: plain differentiable PyTorch on any device, which every other backend is tested against."""
+"""The reference backend: plain differentiable PyTorch on any device, against which every other backend is tested."""
 
 import torch
 from torch import Tensor
 
-from egal_kernels.acquisition.conventions import RECIPES
-from egal_kernels.roi import PackedRoi
+from egal_kernels.shared.recipes import RECIPES
+from egal_kernels.shared.roi import PackedRoi
 
 
 def cam_loss(features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str) -> Tensor:
-    """`egal_kernels.cam_loss` for checked arguments; keeps maps of the ROI's resolution for the backward pass."""
+    """Do `egal_kernels.cam_loss` for checked arguments. Autograd keeps maps at the ROI's resolution for backward."""
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     area = roi.area()
     empty = area == 0
-    # without an ROI, neither NaN nor gradient
+    # a sample without ROI has neither NaN nor gradient, whatever its features
     a = features.to(dtype).masked_fill(empty[:, None, None, None], 0)
     alpha = weight.to(dtype)[classes] / (a.shape[2] * a.shape[3])  # [B, C]
     class_map = torch.einsum("bc,bchw->bhw", alpha, a)

@@ -1,7 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, no-check-untyped-defs
-"""The Triton backend: one program a sample forward, outer products backward, on CUDA and ROCm."""
+"""The Triton backend for CUDA and ROCm: forward, one program per sample; backward, outer products."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,40 +11,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from egal_kernels.acquisition import triton_head
-from egal_kernels.acquisition.conventions import RECIPES, taps
-from egal_kernels.acquisition.triton_launch import axis_of, in_place, tile_of, tuning
 from egal_kernels.loss import triton_dice
 from egal_kernels.loss.corners import corners
-from egal_kernels.roi import PackedRoi
+from egal_kernels.shared.recipes import RECIPES
+from egal_kernels.shared.resampling import taps
+from egal_kernels.shared.roi import PackedRoi
+from egal_kernels.shared.triton_class_maps import channels_at, load_tile, positions_at, project
+from egal_kernels.shared.triton_launch import in_place, on_device, tile_of, tuning
+from egal_kernels.shared.triton_resampling import axis_of
 
-BLOCK = 2048  # elements of a gradient that a program writes
+BLOCK = 2048  # a program writes so many elements of a gradient
 
 
 def forward(
     features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str, moments: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """loss [B], its slope in the class map [B, h, w] and, if `moments`, in the class's weights [B, C], else [B, 0].
+    """Return the loss [B], its slope in the class map [B, h, w], and its slope in the weights of the class [B, C].
 
-    Kernels are compiled on first use, once for each combination of shapes, and cached by Triton on disk.
+    The latter is empty, [B, 0], unless `moments`.
+
+    Kernels are compiled on first use, once for each combination of shapes, and Triton caches them on disk.
     """
-    outputs, given = arguments(features, weight, roi, classes, convention, moments)
+    outputs, values = arguments(features, weight, roi, classes, convention, moments)
     if len(features):
-        with _on(features.device):
-            kernel[(len(features),)](**given)
+        with on_device(features.device):
+            kernel[(len(features),)](**values)
     return outputs
 
 
 def features_gradient(
     grad: Tensor, weight: Tensor, classes: Tensor, slope: Tensor, dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
-    """grad_b·W[k_b, c]/(h·w)·slope[b], [B, C, h, w] of `dtype`."""
+    """Return the gradient of the features, grad_b·W[k_b, c]/(h·w)·slope[b], [B, C, h, w] of `dtype`."""
     batch, h, w = slope.shape
     channels = weight.shape[1]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty(batch, channels, h, w, dtype=dtype, device=grad.device, memory_format=layout)
     if batch:
-        with _on(grad.device):
+        with on_device(grad.device):
             outer[(batch, triton.cdiv(channels * h * w, BLOCK))](
                 grad.contiguous(), weight.contiguous(), classes.contiguous(), slope.contiguous(), out,
                 channels, h * w, channels_last, BLOCK,
@@ -54,31 +57,28 @@ def features_gradient(
 
 
 def weight_gradient(grad: Tensor, classes: Tensor, moment: Tensor, count: int) -> Tensor:
-    """Σ grad_b·moment[b] over the samples of each class, f32 [K, C]; summed in the order of the batch."""
+    """Return the gradient of the weight, f32 [K, C]: Σ grad_b·moment[b] over each class, in the order of the batch."""
     batch, channels = moment.shape
     out = torch.empty(count, channels, device=grad.device)
-    with _on(grad.device):
+    with on_device(grad.device):
         by_class[(count, triton.cdiv(channels, 128))](
             grad.contiguous(), classes.contiguous(), moment.contiguous(), out, batch, channels, 128
         )
     return out
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 @dataclass(frozen=True)
 class Corners:
-    """The `corners` of an axis, and Σ over all outputs of the weight of each source point."""
+    """The `corners` of an axis, as tables on the device."""
 
     sources: Tensor  # int32 [N, 2], source points i and j: an output is i + t·(j − i)
     t: Tensor  # float64 [N]
-    mass: Tensor  # float64 [n]
+    mass: Tensor  # float64 [n], the sum over all outputs of the weight of each source point
 
 
 @lru_cache(maxsize=64)
 def _corners(n: int, size: int, device: torch.device) -> Corners:
+    """Return the tables of an axis on which n source points are resampled to `size` outputs."""
     a, t = (x.numpy() for x in taps(n, size, torch.float64, torch.device("cpu")))
     b = np.minimum(a + 1, n - 1)
     ends = corners(n, size)
@@ -90,7 +90,7 @@ def _corners(n: int, size: int, device: torch.device) -> Corners:
 def arguments(
     features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str, moments: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
-    """What `forward` returns, not yet initialised, and what `kernel` takes: tensors, numbers, constants, options."""
+    """Return the results of `forward`, not yet filled, and the arguments of `kernel`: tensors, numbers and options."""
     (batch, channels, h, w), device = features.shape, features.device
     _, height, width = roi.shape
     positions, (features, channels_last) = h * w, in_place(features)
@@ -142,7 +142,7 @@ def arguments(
         "COLUMNS": min(tuned.columns, max(16, 2048 // padded)),  # a tile of [COLUMNS, WP]
         "num_warps": 8,
         "num_stages": 1,
-        # left to itself, ptxas spills to fit more programs on a multiprocessor
+        # without it, ptxas spills to fit more programs on a multiprocessor
         **({} if torch.version.hip else {"maxnreg": 128}),
     }
 
@@ -158,7 +158,7 @@ def kernel(
     CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr, LOW: tl.constexpr, FULL: tl.constexpr,
     BC: tl.constexpr, BP: tl.constexpr, PL: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sample b of the batch, whole. Threads hand over through memory, at barriers."""
+    """Process sample b of the batch. The threads of its program exchange data through memory, at barriers."""
     P: tl.constexpr = h * w
     b = tl.program_id(0).to(tl.int64)
     features += b * stride
@@ -168,29 +168,29 @@ def kernel(
     near += b * (2 * S * WP)
     far = near + S * WP
     i, j = tl.arange(0, HP)[:, None], tl.arange(0, WP)[None, :]
-    cells, there = i * w + j, (i < h) & (j < w)
+    cells, inside_map = i * w + j, (i < h) & (j < w)
     area = triton_dice.gather(bits, columns, column_t, segments, moments, S, W, words, step, near, far, w, WP, COLUMNS)
     if area == 0:
         tl.store(loss + b, 0.0)
-        tl.store(slope + cells, tl.zeros([HP, WP], tl.float32), mask=there)
+        tl.store(slope + cells, tl.zeros([HP, WP], tl.float32), mask=inside_map)
         if moment is not None:
             for c0 in range(0, C, 256):
                 c = c0 + tl.arange(0, 256)
                 tl.store(moment + b * C + c, tl.zeros([256], tl.float32), mask=c < C)
     else:
         weight += tl.load(classes + b) * C
-        triton_head.project(features, weight, slope, C, P, 1, CHANNELS_LAST, BC, BP, PL)  # P times the class map
+        project(features, weight, slope, C, P, 1, CHANNELS_LAST, BC, BP, PL)  # P times the class map
         tl.debug_barrier()
-        v = tl.load(slope + cells, mask=there, other=0).to(tl.float64) * (1.0 / P)
+        v = tl.load(slope + cells, mask=inside_map, other=0).to(tl.float64) * (1.0 / P)
         finite = triton_dice.total((tl.abs(v) < float("inf")).to(tl.int32)) == HP * WP
         if RELU:
             v = tl.where(v < 0, 0, v)
-        bottom, top = triton_dice.range_of(v, there)
+        bottom, top = triton_dice.range_of(v, inside_map)
         flat = bottom == top
         low_unit = 1.0 / tl.where(flat, 1, top - bottom + LOW)
         if LOW >= 0:
-            v = tl.where(there, (v - bottom) * low_unit, 0)
-        tl.store(low + cells, v, mask=there)
+            v = tl.where(inside_map, (v - bottom) * low_unit, 0)
+        tl.store(low + cells, v, mask=inside_map)
         tl.debug_barrier()
         least, most, unit = 0.0, 0.0, 1.0
         if FULL >= 0:
@@ -204,8 +204,8 @@ def kernel(
         size = H.to(tl.float64) * W
         overlap = (triton_dice.total(v * inside) - least * area) * unit
         cam = (triton_dice.total(v * mass) - least * size) * unit
-        whole = 1.0 / (cam + area)
-        of_overlap, of_cam = -2 * whole, 2 * overlap * whole * whole
+        inverse_total = 1.0 / (cam + area)
+        of_overlap, of_cam = -2 * inverse_total, 2 * overlap * inverse_total * inverse_total
         d = (of_overlap * inside + of_cam * mass) * unit
         if FULL >= 0:
             of_scale = -(of_overlap * overlap + of_cam * cam) * unit
@@ -215,13 +215,13 @@ def kernel(
                 of_least, of_scale, i, w, WP, CORNERS,
             )  # fmt: skip
         if LOW >= 0:
-            d = triton_dice.through_low(tl.load(low + cells, mask=there, other=0), d, there, low_unit)
+            d = triton_dice.through_low(tl.load(low + cells, mask=inside_map, other=0), d, inside_map, low_unit)
         if RELU:
-            d = tl.where(tl.load(slope + cells, mask=there, other=0) > 0, d, 0)
+            d = tl.where(tl.load(slope + cells, mask=inside_map, other=0) > 0, d, 0)
         nan = float("nan")
         d = tl.where(finite, tl.where(flat, 0, d), nan)
-        tl.store(loss + b, tl.where(finite, tl.where(flat, 1, 1 - 2 * overlap * whole), nan).to(tl.float32))
-        tl.store(slope + cells, d.to(tl.float32), mask=there)
+        tl.store(loss + b, tl.where(finite, tl.where(flat, 1, 1 - 2 * overlap * inverse_total), nan).to(tl.float32))
+        tl.store(slope + cells, d.to(tl.float32), mask=inside_map)
         if moment is not None:
             tl.debug_barrier()
             correlate(features, slope, moment + b * C, C, P, CHANNELS_LAST, BC, BP, PL)
@@ -233,14 +233,17 @@ def correlate(
     C: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BC: tl.constexpr, BP: tl.constexpr, PL: tl.constexpr,
 ):  # fmt: skip
-    """Σ_p slope[p]·A_c[p] / P, [C]; the first channels first, which `project` has left in the cache."""
+    """Write Σ_p slope[p]·A_c[p] / P to `out` [C].
+
+    The first channels come first: `project` has left them in the cache.
+    """
     for c0 in range(0, C, BC):
-        c = triton_head.channels_at(c0, BC)
+        c = channels_at(c0, BC)
         sums = tl.zeros([BP, BC, PL], tl.float32)
         for p0 in range(0, P, BP * PL):
-            p = triton_head.positions_at(p0, BP, PL)
+            p = positions_at(p0, BP, PL)
             d = tl.load(slope + p, mask=p < P, other=0)
-            sums = tl.fma(triton_head.load_tile(features, c, p, C, P, CHANNELS_LAST), d, sums)
+            sums = tl.fma(load_tile(features, c, p, C, P, CHANNELS_LAST), d, sums)
         k = c0 + tl.arange(0, BC)
         tl.store(out + k, tl.sum(tl.sum(sums, 2), 0) / P, mask=k < C)
 
@@ -257,7 +260,7 @@ def outer(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """grad_b·W[k_b, c]/P·slope[b, p], BLOCK elements of sample b as they lie in memory."""
+    """Write BLOCK elements of grad_b·W[k_b, c]/P·slope[b, p] for sample b, in the order of memory."""
     b = tl.program_id(0).to(tl.int64)
     q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     c, p = (q % C, q // C) if CHANNELS_LAST else (q // P, q % P)
@@ -269,7 +272,7 @@ def outer(
 
 @triton.jit
 def by_class(grad, classes, moment, out, B, C: tl.constexpr, BLOCK: tl.constexpr):
-    """Row k of the weight's gradient: grad_b·moment[b] of the samples of class k, in the order of the batch."""
+    """Write row k of the weight's gradient: Σ grad_b·moment[b] over the samples of class k, in their order."""
     k, c = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total, row = tl.zeros([BLOCK], tl.float32), moment + c
     for b in range(B):
@@ -279,4 +282,4 @@ def by_class(grad, classes, moment, out, B, C: tl.constexpr, BLOCK: tl.constexpr
     tl.store(out + k.to(tl.int64) * C + c, total, mask=c < C)
 
 
-INTERPRETED = not isinstance(kernel, triton.JITFunction)  # TRITON_INTERPRET=1 was set when this was imported
+INTERPRETED = not isinstance(kernel, triton.JITFunction)  # whether TRITON_INTERPRET=1 was set before the import

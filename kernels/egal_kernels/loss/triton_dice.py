@@ -1,19 +1,20 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, no-check-untyped-defs
 """Triton device functions of the loss: class map and packed ROI of a sample → soft Dice and its slope in the class map.
 
-As the CPU backend: the ROI enters by R = Uyᵀ·r·Ux [h, w] alone, extremes lie where corners of intervals meet. A map is
-one tile [HP, WP] of the program, in float64: few numbers, of which many cancel.
+As in the CPU backend, the ROI enters only through R = Uyᵀ·r·Ux [h, w], and extremes are where corners of intervals
+meet. A map is one tile [HP, WP] of the program. It is in float64, since many of its few numbers cancel.
 """
 
 import triton
 import triton.language as tl
 
-from egal_kernels.acquisition import triton_overlap
+from egal_kernels.shared.triton_resampling import columns_at
+from egal_kernels.shared.triton_words import bit_moments, rows_below
 
 
 @triton.jit
 def _taps(i, j, t, cells):
-    """Weights of source cells, the last axis, in outputs a + t·(b − a) of source cells i and j."""
+    """Return the weights of source `cells`, the last axis, in outputs a + t·(b − a) between source cells i and j."""
     return tl.where(cells == i, 1 - t, 0) + tl.where(cells == j, t, 0)
 
 
@@ -22,9 +23,9 @@ def gather(
     bits, columns, column_t, segments, moments, S, W, words, slope, near, far,
     w: tl.constexpr, WP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pixels of the ROI; of each segment, its sums over pixels of the weight of source rows i and j, in near and far.
+    """Return the number of pixels in the ROI; write the weights of its pixels, added up by segment and source column.
 
-    near and far: [S, WP], by source column.
+    near and far, [S, WP], are the weights for the source rows i and j of each segment.
     """
     j = tl.arange(0, WP)[None, :]
     area = tl.zeros([BLOCK], tl.int32)
@@ -34,14 +35,14 @@ def gather(
         a, b = tl.zeros([WP], tl.float32), tl.zeros([WP], tl.float32)
         for x0 in range(0, W, BLOCK):
             x = x0 + tl.arange(0, BLOCK)
-            xa, xb, xt = triton_overlap.columns_at(tl.minimum(x, W - 1), columns, column_t, w)
+            xa, xb, xt = columns_at(tl.minimum(x, W - 1), columns, column_t, w)
             ones, t = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.float32)
             for k in range(first >> 5, (stop + 31) >> 5):
                 word = tl.load(bits + x * words + k, mask=x < W, other=0)
-                word = word & triton_overlap.rows_below(stop - 32 * k) & ~triton_overlap.rows_below(first - 32 * k)
-                count, places = triton_overlap.bit_moments(word.to(tl.uint32, bitcast=True))
+                word = word & rows_below(stop - 32 * k) & ~rows_below(first - 32 * k)
+                count, places = bit_moments(word.to(tl.uint32, bitcast=True))
                 ones += count
-                t += (t0 + slope * (32 * k - first)) * count + slope * places  # t0 + slope·(bit − first), summed
+                t += (t0 + slope * (32 * k - first)) * count + slope * places  # Σ t0 + slope·(bit − first)
             share = _taps(xa[:, None], xb[:, None], xt[:, None], j)
             a += tl.sum((ones - t)[:, None] * share, 0)
             b += tl.sum(t[:, None] * share, 0)
@@ -53,7 +54,7 @@ def gather(
 
 @triton.jit
 def assemble(near, far, segments, S, i, WP: tl.constexpr):
-    """R, a tile of float64, from what `gather` left."""
+    """Return R, a tile of float64, from the near and far weights that `gather` wrote."""
     j = tl.arange(0, WP)
     inside = tl.zeros([i.shape[0], WP], tl.float64)
     for s in range(S):
@@ -63,20 +64,24 @@ def assemble(near, far, segments, S, i, WP: tl.constexpr):
 
 
 @triton.jit
-def range_of(v, there):
-    """Least and greatest of the elements of a tile that are there."""
-    least = tl.min(tl.min(tl.where(there, v, float("inf")), 1), 0)
-    return least, tl.max(tl.max(tl.where(there, v, -float("inf")), 1), 0)
+def range_of(v, inside):
+    """Return the least and the greatest element of a tile, of those inside the map."""
+    least = tl.min(tl.min(tl.where(inside, v, float("inf")), 1), 0)
+    return least, tl.max(tl.max(tl.where(inside, v, -float("inf")), 1), 0)
 
 
 @triton.jit
 def total(v):
+    """Return the sum of a tile."""
     return tl.sum(tl.sum(v, 1), 0)
 
 
 @triton.jit
 def _corners(low, rows, row_ts, columns, column_ts, m, n, N, w: tl.constexpr):
-    """The resized map at corner m of the rows and corners n of the columns, NaN from N on; both's sources and t."""
+    """Return the resized map where corner m of the rows meets corners n of the columns, NaN for n ≥ N.
+
+    Return also the source rows and t of corner m, and the source columns and t of corners n.
+    """
     i, j, t = tl.load(rows + 2 * m), tl.load(rows + 2 * m + 1), tl.load(row_ts + m)
     k = tl.minimum(n, N - 1)
     ci, cj, ct = tl.load(columns + 2 * k), tl.load(columns + 2 * k + 1), tl.load(column_ts + k)
@@ -89,7 +94,10 @@ def _corners(low, rows, row_ts, columns, column_ts, m, n, N, w: tl.constexpr):
 
 @triton.jit
 def extremes(low, rows, row_ts, columns, column_ts, M, N, w: tl.constexpr, BLOCK: tl.constexpr):
-    """Least and greatest value of the resized map, from corners: their source pairs and their t."""
+    """Return the least and greatest value of the resized map, which are where two corners meet.
+
+    rows, row_ts, columns and column_ts are the tables of `Corners`: the sources and t of M rows and N columns.
+    """
     least, most = tl.full([BLOCK], float("inf"), tl.float64), tl.full([BLOCK], -float("inf"), tl.float64)
     for m in range(M):
         for n0 in range(0, N, BLOCK):
@@ -104,7 +112,7 @@ def spread(
     low, rows, row_ts, columns, column_ts, M, N, least, most, of_least, of_most, i,
     w: tl.constexpr, WP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The slopes of both extremes, a tile: each in equal parts to the corners that have its value."""
+    """Return the slopes of both extremes as a tile, each in equal parts for the corners that tie."""
     j = tl.arange(0, WP)[None, :]
     bottom, top = tl.zeros([i.shape[0], WP], tl.float64), tl.zeros([i.shape[0], WP], tl.float64)
     bottoms, tops = 0, 0
@@ -125,10 +133,13 @@ def spread(
 
 
 @triton.jit
-def through_low(low, d, there, unit):
-    """The slope d in the result `low` of a min-max by `unit` → that in what it scaled; equal parts to tied cells."""
-    _, most = range_of(low, there)
-    bottom, top = there & (low == 0), there & (low == most)
+def through_low(low, d, inside, unit):
+    """Return the slope in the input of a min-max, from the slope d in its result `low`; `unit` is its 1/divisor.
+
+    Tied cells get equal parts.
+    """
+    _, most = range_of(low, inside)
+    bottom, top = inside & (low == 0), inside & (low == most)
     moment = total(d * low)
     d -= tl.where(bottom, (total(d) - moment) / total(bottom.to(tl.float64)), 0)
     return (d - tl.where(top, moment / total(top.to(tl.float64)), 0)) * unit

@@ -1,12 +1,14 @@
-"""What the settings that several sources share mean, said once: the help of their flags."""
+"""Help texts of the flags that several sources share."""
 
-GROUP = "column of groups (patients) that no split cuts, or block:COLUMN:N, contiguous blocks of N ids"
-DUP = "column of near-duplicate groups, kept on one side"
+GROUP = (
+    "column of groups (patients), each kept on one side of the split; or block:COLUMN:N, blocks of N consecutive ids"
+)
+DUP = "column of near-duplicate groups, each kept on one side of the split"
 META = (
-    "CSV, in INPUT or absolute, of image_id and any of orig_width, orig_height (pixels of the original), groups, "
-    "near-duplicates"
+    "CSV file, relative to INPUT or absolute, with the columns image_id and any of orig_width, orig_height (pixels of "
+    "the original), groups, near-duplicates"
 )
 WINDOW = (
-    "LOW,HIGH: the values shown as black and as white. none: a DICOM file's own VOI window, or its minimum to maximum; "
-    "other files as they are"
+    "LOW,HIGH: the pixel values to show as black and as white. Without it DICOM files use their own VOI window, or "
+    "their minimum and maximum, and other files stay as they are"
 )

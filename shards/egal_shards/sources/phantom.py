@@ -1,21 +1,23 @@
-"""The built-in phantom: procedural slices whose lesion decides the class, with a shortcut to be fooled by."""
+"""The built-in phantom: drawn images whose lesion decides the class, with a marker that can mislead a network."""
 
-import difflib
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import numpy as np
 
-from egal_shards.errors import ShardError
+from egal_shards.errors import ShardError, did_you_mean
 from egal_shards.records import Raw, Record, Source
 from egal_shards.sources.phantom_anatomy import ANATOMIES, Rng, field
 from egal_shards.sources.phantom_lesion import expert, marker, paint, place
 
 CLASSES = {"brain": ("smooth", "ring", "lobulated"), "chest": ("nodule", "cavity", "infiltrate")}
 SHARES = (0.5, 0.3, 0.2)  # of the samples, in the order of the classes
-LARGEST_ROI = {"brain": 0.25, "chest": 0.08}  # largest roi_area: the largest single lesion still fits brain or lung
-AREA_SPREAD = (0.6, 1.6)  # smallest and largest lesion over roi_area
-FEWEST_SAMPLES, FEWEST_PIXELS, SIZES = 60, 8, (32, 1024)
+LARGEST_ROI = {
+    "brain": 0.25,
+    "chest": 0.08,
+}  # upper limit of roi_area: even the largest single lesion fits into the brain or the lung
+AREA_SPREAD = (0.6, 1.6)  # areas of the smallest and the largest lesion, divided by roi_area
+FEWEST_SAMPLES, FEWEST_PIXELS, SIZES = 60, 8, (32, 1024)  # samples, pixels of an ROI, pixels per side
 _PLAN, _PATIENT, _SCAN, _EXPERT = range(4)  # random streams of one seed
 
 
@@ -30,21 +32,26 @@ def phantom(
     test: float = 0.3,
     seed: int = 0,
 ) -> Source:
-    """Source of `samples` greyscale images u8 [size,size], each with one lesion and a ROI, bool, of the same shape.
+    """Return a source of grey images uint8 [size,size], each with one lesion and an ROI bool [size,size].
 
-    The lesion's outline and texture decide the class (50, 30 and 20 % of the samples); 2-4 neighbouring samples are
-    slices of one patient, who has one diagnosis and is the group. Whole patients go to pool or test.
-    A sample depends on the arguments and its index alone, and is drawn when its record is loaded. One seed
-    gives the same images whatever roi_noise, and whatever shortcut the same but for the letter.
+    Outline and texture of the lesion decide the class; 50, 30 and 20 % of the samples have class 0, 1 and 2. Two to
+    four neighbouring samples are slices of one patient, who has one diagnosis and is the group. All slices of a patient
+    are on one side of the split. A sample depends only on the arguments and its index, and is drawn when its record is
+    loaded. With one seed, images do not depend on roi_noise, and depend on shortcut only in the letter.
 
-    kind       "brain" (an axial slice) or "chest" (a frontal radiograph)
-    shortcut   0-1: probability that a pool sample's burned-in letter, in a corner far from the lesion, is its class's
-               own; else, and always in the test set, the letter is drawn uniformly
-    roi_area   mean lesion area as a fraction of the image; single lesions have 0.6 to 1.6 times that
-    roi_noise  0-1: the expert's error; 0 = the lesion itself, 1 = displaced, resized and redrawn to a mean Dice of 0.32
-    test       share of the samples in the test set
+    Raises ShardError for an argument that is out of range.
 
-    Raises ShardError on an argument out of range.
+    Args:
+        kind: "brain" (an axial slice) or "chest" (a frontal radiograph).
+        samples: Number of images, 60 to 10⁶.
+        size: Pixels per side, 32 to 1024.
+        shortcut: Probability, 0 to 1, that the letter in a corner of a pool sample is the letter of its class.
+            Otherwise, and always in the test set, the letter is drawn uniformly.
+        roi_area: Mean area of a lesion as a fraction of the image. Lesions have 0.6 to 1.6 times this area.
+        roi_noise: Error of the expert, 0 to 1. At 0 the ROI is the lesion; at 1 it is displaced, resized and redrawn,
+            with a mean Dice of 0.32.
+        test: Share of the samples in the test set, 0.05 to 0.95.
+        seed: Seed of all random draws.
     """
     dials = Dials(kind, samples, size, shortcut, roi_area, roi_noise, test, seed)
     records = [
@@ -63,7 +70,7 @@ def phantom(
 
 @dataclass(frozen=True)
 class Dials:
-    """The arguments of `phantom`, checked."""
+    """The checked arguments of `phantom`."""
 
     kind: str
     samples: int
@@ -76,10 +83,8 @@ class Dials:
 
     def __post_init__(self) -> None:
         if self.kind not in CLASSES:
-            near = difflib.get_close_matches(str(self.kind), CLASSES, n=1, cutoff=0.0)
-            raise ShardError(
-                f"phantom: unknown kind {self.kind!r}: did you mean {near[0]!r}? (there are {list(CLASSES)})"
-            )
+            suggestion = did_you_mean(str(self.kind), CLASSES)
+            raise ShardError(f"phantom: unknown kind {self.kind!r}; {suggestion}choose {' or '.join(CLASSES)}")
         for name, fewest, most in (("samples", FEWEST_SAMPLES, 10**6), ("size", *SIZES), ("seed", 0, 2**63 - 1)):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or not fewest <= number <= most:
@@ -98,30 +103,32 @@ class Dials:
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawn sample and its truth."""
+    """A drawn image with the masks of its lesion, marker and ROI."""
 
     image: np.ndarray  # u8 [S,S]
     lesion: np.ndarray  # bool [S,S]
-    marker: np.ndarray  # bool [S,S], the burned-in letter
-    roi: np.ndarray  # bool [S,S], as the expert drew it
+    marker: np.ndarray  # bool [S,S], the letter in a corner
+    roi: np.ndarray  # bool [S,S], drawn by the simulated expert
 
 
 @dataclass(frozen=True)
 class Case:
-    """One planned sample: all that is needed to draw it."""
+    """A planned sample: everything needed to draw it."""
 
     dials: Dials
     index: int
     patient: int
     label: int
-    glyph: int  # index of the class whose letter is burned in
+    glyph: int  # index of the class whose letter is drawn
     split: str  # "pool" or "test"
 
     def load(self) -> Raw:
+        """Return the image and its ROI."""
         picture = self.draw()
         return Raw(picture.image, picture.roi)
 
     def draw(self) -> Picture:
+        """Return the drawn image with its masks."""
         size = self.dials.size
         patient, scan = self._rng(_PATIENT, self.patient), self._rng(_SCAN, self.index)
         anatomy = ANATOMIES[self.dials.kind](patient, scan, size)
@@ -130,7 +137,7 @@ class Case:
         area = self.dials.roi_area * np.exp(scan.uniform(low, high)) / mean
         lesion = place(patient, scan, self.label, area, anatomy)
         image = paint(scan, self.label, lesion, anatomy)
-        image = image * (1 + 0.10 * field(scan, size, 2))  # bias field or uneven exposure
+        image = image * (1 + 0.10 * field(scan, size, 2))  # bias field of MRI, or uneven exposure
         image += scan.uniform(0.02, 0.05) * scan.standard_normal((size, size), dtype=np.float32)
         letter = marker(scan, self.glyph, size)
         image[letter] = scan.uniform(0.85, 1.0)
@@ -142,7 +149,7 @@ class Case:
 
 
 def plan(dials: Dials) -> list[Case]:
-    """The cases in order: who is whose slice, which class, which letter, pool or test."""
+    """Return the cases in order, each with its patient, class, letter and side of the split."""
     rng = np.random.default_rng(np.random.SeedSequence(dials.seed, spawn_key=(_PLAN,)))
     slices = _slices(rng, dials.samples)
     label, test = _assign(rng, slices, dials.test)
@@ -157,20 +164,23 @@ def plan(dials: Dials) -> list[Case]:
 
 
 def _slices(rng: Rng, samples: int) -> np.ndarray:
-    """Slices of each patient, int64 [patients]: 2 to 4, `samples` in all."""
+    """Return the number of slices of each patient, int64 [patients]: 2 to 4, with the sum `samples`."""
     counts: list[int] = []
-    left = samples
-    while left:
-        count = min(int(rng.integers(2, 5)), left)
-        if left - count == 1:  # nobody has a single slice
+    remaining = samples
+    while remaining:
+        count = min(int(rng.integers(2, 5)), remaining)
+        if remaining - count == 1:  # the last patient would have a single slice
             count += 1 if count < 4 else -1
         counts.append(count)
-        left -= count
+        remaining -= count
     return np.array(counts)
 
 
 def _assign(rng: Rng, slices: np.ndarray, test: float) -> tuple[np.ndarray, np.ndarray]:
-    """Class index and whether in the test set, of each patient: shares reached to within a patient in every class."""
+    """Return (class, whether in the test set) of each patient.
+
+    In every class the shares are met to within one patient.
+    """
     order = rng.permutation(len(slices))
     middle = np.cumsum(slices[order]) - slices[order] / 2  # in samples, along the shuffled patients
     label, held_out = np.empty(len(slices), dtype=np.int64), np.zeros(len(slices), dtype=bool)
@@ -179,5 +189,5 @@ def _assign(rng: Rng, slices: np.ndarray, test: float) -> tuple[np.ndarray, np.n
         members = order[label[order] == kind]
         done = np.cumsum(slices[members]) - slices[members] / 2
         held_out[members] = done < test * slices[members].sum()
-        held_out[members[[0, -1]]] = True, False  # both splits see every class
+        held_out[members[[0, -1]]] = True, False  # every class is on both sides
     return label, held_out

@@ -1,4 +1,7 @@
-"""Procedural anatomy: a brain slice or a chest radiograph, before the lesion. Lengths are in half image sides."""
+"""Drawn anatomy without a lesion: a brain slice or a chest radiograph.
+
+The unit of length is half a side of the image.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,29 +14,35 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A healthy image and where a lesion may lie in it."""
+    """A healthy image, and the region in which a lesion may lie."""
 
-    image: np.ndarray  # f32 [S,S], about 0..1, noise-free
-    body: np.ndarray  # bool [S,S], head or thorax; never reaches the marker's corner
+    image: np.ndarray  # float32 [S,S], roughly 0 to 1, without noise
+    body: np.ndarray  # bool [S,S], head or thorax; never in the corners of the marker
     organ: np.ndarray  # bool [S,S], brain or one lung
     organ_centre: tuple[float, float]  # x, y
     organ_axes: tuple[float, float]  # half-axes of an ellipse inside the organ
 
 
 def grid(size: int, centre: tuple[float, float] = (0.0, 0.0)) -> tuple[np.ndarray, np.ndarray]:
-    """x [1,S] and y [S,1], f32: pixel centres relative to `centre`; the image spans -1 to 1, y points down."""
+    """Return x [1,S] and y [S,1], float32: the centres of the pixels relative to `centre`.
+
+    The image spans -1 to 1, and y points down.
+    """
     axis = (2 * np.arange(size, dtype=np.float32) + 1) / np.float32(size) - 1
     return axis[None, :] - np.float32(centre[0]), axis[:, None] - np.float32(centre[1])
 
 
 def inside(distance: np.ndarray, size: int, softness: float = 0.03) -> np.ndarray:
-    """1 where distance < 0, 0 where > 0, with a linear edge of `softness` but never under one pixel and a half."""
+    """Return 1 where distance < 0 and 0 where distance > 0, with a linear edge between.
+
+    The edge is `softness` wide, but at least one and a half pixels.
+    """
     return np.clip(0.5 - distance / np.float32(max(softness, 3 / size)), 0, 1)
 
 
 @lru_cache(maxsize=64)
 def _spline(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """The four knots [4,S] around every pixel and their uniform cubic B-spline weights, f32 [4,S]."""
+    """Return the four knots [4,S] around every pixel, and their uniform cubic B-spline weights, float32 [4,S]."""
     position = (np.arange(size) + 0.5) * cells / size
     first = position.astype(np.int64)
     t = position - first
@@ -42,9 +51,9 @@ def _spline(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def field(rng: Rng, size: int, cells: int) -> np.ndarray:
-    """Smooth random field f32 [S,S] of about zero mean and unit variance, with `cells` knots a side.
+    """Return a smooth random field float32 [S,S] of roughly zero mean and unit variance, with `cells` knots per side.
 
-    No BLAS: its sums could depend on the number of threads.
+    Sums are taken by einsum, since those of BLAS can depend on the number of threads.
     """
     near, weights = _spline(size, cells)
     knots = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
@@ -53,17 +62,17 @@ def field(rng: Rng, size: int, cells: int) -> np.ndarray:
 
 
 def norm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Euclidean norm; np.hypot guards against overflow at four times the cost."""
+    """Return the Euclidean norm. Unlike np.hypot, which is slower, it does not guard against overflow."""
     return np.sqrt(x * x + y * y)
 
 
 def ridges(noise: np.ndarray, width: float) -> np.ndarray:
-    """1 along the zero crossings of a random field, falling to 0 at |noise| = width: winding lines."""
+    """Return winding lines: 1 at the zero crossings of a random field, falling to 0 at |noise| = width."""
     return np.clip(1 - np.abs(noise) / np.float32(width), 0, 1)
 
 
 def brain(patient: Rng, scan: Rng, size: int) -> Anatomy:
-    """Axial brain slice: scalp, skull, folded cortex, white matter, ventricles, deep nuclei."""
+    """Return an axial brain slice: scalp, skull, folded cortex, white matter, ventricles, deep nuclei."""
     folds, cortex, sway = field(patient, size, 16), field(patient, size, 7), field(patient, size, 4)
     half_w, half_h = patient.uniform(0.80, 0.86), patient.uniform(0.93, 0.97)
     horn_w, horn_h, tilt = patient.uniform(0.07, 0.13), patient.uniform(0.24, 0.36), patient.uniform(0.15, 0.35)
@@ -99,11 +108,11 @@ def brain(patient: Rng, scan: Rng, size: int) -> Anatomy:
 
 
 def chest(patient: Rng, scan: Rng, size: int) -> Anatomy:
-    """Frontal chest radiograph: shoulders, two lungs, heart, mediastinum, ribs, clavicles, vessels."""
+    """Return a frontal chest radiograph: shoulders, two lungs, heart, mediastinum, ribs, clavicles, vessels."""
     vessels, sway = field(patient, size, 14), field(patient, size, 4)
     width, apex, base = patient.uniform(0.31, 0.35), patient.uniform(0.60, 0.66), patient.uniform(0.60, 0.70)
     heart_w, spacing = patient.uniform(0.28, 0.36), patient.uniform(0.17, 0.20)
-    sick = patient.choice((-1.0, 1.0))  # the lung with the lesion
+    sick = patient.choice((-1.0, 1.0))  # side of the lung with the lesion
     shift, breath = scan.normal(0, 0.012, 2), scan.uniform(0.94, 1.0)
     x, y = grid(size, (shift[0], shift[1]))
     side = np.abs(x) + 0.010 * sway
@@ -112,7 +121,7 @@ def chest(patient: Rng, scan: Rng, size: int) -> Anatomy:
     across = (side - 0.43 - 0.04 * along) / (width * (1 + 0.20 * along))
     lung = np.square(across) + np.where(along < 0, np.square(along), np.square(np.square(along)))  # 1 on the pleura
     heart = norm((x - 0.15 - 0.08 * y) / heart_w, (y - 0.30) / 0.27)
-    shoulder = 0.35 * x * x - 0.74 - 0.40 * np.exp(-np.square(x / 0.22))  # rises into the neck
+    shoulder = 0.35 * x * x - 0.74 - 0.40 * np.exp(-np.square(x / 0.22))  # the shoulders rise into the neck
     body = inside(shoulder - y, size) * inside(np.abs(x) - 0.97, size)
 
     air = inside(lung - 1, size, 0.12)

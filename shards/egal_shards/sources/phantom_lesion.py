@@ -1,4 +1,4 @@
-"""What lies on the anatomy: the lesion that decides the class, the marker that must not, and the expert's ROI."""
+"""The lesion that decides the class, the marker that must not decide it, and the ROI of the simulated expert."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from egal_shards.sources.phantom_anatomy import Anatomy, Rng, field, grid, inside, norm
 
-# Burned-in letters, one a class, each its own mirror image both ways: flips as augmentation keep them.
+# Letters of the marker, one per class. Each equals its mirror images, so flips as augmentation do not change it.
 GLYPHS = tuple(
     np.array([[pixel == "#" for pixel in row] for row in rows.split()])
     for rows in (
@@ -20,24 +20,27 @@ HOMOGENEOUS, RIM, GRANULAR = range(3)  # lesion kinds, in the order of the class
 
 @dataclass(frozen=True)
 class Lesion:
-    """Where a lesion is: the pixels whose distance from the centre, over the outline's radius, is least."""
+    """The place of a lesion: the pixels closest to its centre, as a fraction of the radius of its outline."""
 
     centre: np.ndarray  # [2] x, y
     outline: np.ndarray  # complex [H]: coefficients of harmonics 2, 3, … of the radius as a function of the angle
     pixels: int
-    mask: np.ndarray  # bool [S,S], `pixels` of them
-    depth: np.ndarray  # f32 [S,S], 0 at the centre, 1 on the outline, infinite where no lesion may be
+    mask: np.ndarray  # bool [S,S], with `pixels` pixels
+    depth: np.ndarray  # float32 [S,S]: 0 at the centre, 1 on the outline, infinite where no lesion may lie
 
 
 def locate(centre: np.ndarray, outline: np.ndarray, pixels: int, allowed: np.ndarray) -> Lesion:
-    """The star-shaped lesion of exactly `pixels` pixels around centre, or all that is allowed (bool [S,S])."""
+    """Return the star-shaped lesion of exactly `pixels` pixels around the centre.
+
+    It lies in `allowed`, bool [S,S], and fills it where that has fewer pixels.
+    """
     rows, columns = np.nonzero(allowed)
     x, y = grid(allowed.shape[0], (centre[0], centre[1]))
     x, y = x[0, columns], y[rows, 0]
     radius = norm(x, y)
     turn = (x + np.complex64(1j) * y) / np.maximum(radius, np.float32(1e-6))
     wave = np.zeros_like(turn)
-    for coefficient in outline[::-1]:  # Horner
+    for coefficient in outline[::-1]:  # scheme of Horner
         wave = (wave + np.complex64(coefficient)) * turn
     distance = radius / np.maximum(1 + (wave * turn).real, np.float32(0.25))
     pixels = min(max(pixels, 1), distance.size)
@@ -48,10 +51,15 @@ def locate(centre: np.ndarray, outline: np.ndarray, pixels: int, allowed: np.nda
 
 
 def place(patient: Rng, scan: Rng, kind: int, area: float, anatomy: Anatomy) -> Lesion:
-    """A lesion of `area` (fraction of the image) at the patient's site in the organ; its outline is the scan's own."""
+    """Return a lesion of `area` (fraction of the image) in the organ.
+
+    The patient decides its site, the scan its outline.
+    """
     angle, reach = patient.uniform(0, 2 * np.pi), np.sqrt(patient.uniform())
     axes = np.array(anatomy.organ_axes)
-    room = np.maximum(axes - 2.4 * np.sqrt(area / np.pi), 0)  # a circle's radius is 2·sqrt(area/π); 20 % to spare
+    room = np.maximum(
+        axes - 2.4 * np.sqrt(area / np.pi), 0
+    )  # a circle of this area has radius 2·sqrt(area/π); 20 % more as a margin
     site = np.array(anatomy.organ_centre) + room * reach * np.array([np.cos(angle), np.sin(angle)])
     spread = scan.uniform(0.05, 0.13) if kind == GRANULAR else scan.uniform(0.02, 0.08)
     outline = spread * (scan.standard_normal(5) + 1j * scan.standard_normal(5)) * np.array([1, 1, 1, 0.8, 0.6])
@@ -61,10 +69,15 @@ def place(patient: Rng, scan: Rng, kind: int, area: float, anatomy: Anatomy) -> 
 
 
 def paint(scan: Rng, kind: int, lesion: Lesion, anatomy: Anatomy) -> np.ndarray:
-    """The anatomy's image f32 [S,S] with the lesion in it. Kinds differ in pattern more than in mean intensity."""
+    """Return the image of the anatomy, float32 [S,S], with the lesion in it.
+
+    Kinds of lesions differ more in their pattern than in their mean intensity.
+    """
     size = anatomy.image.shape[0]
     contrast, mottle = scan.uniform(0.13, 0.30), scan.uniform(0.15, 0.45)
-    fine = field(scan, size, min(size, round(6 * size / np.sqrt(lesion.pixels))))  # grains follow the lesion's size
+    fine = field(
+        scan, size, min(size, round(6 * size / np.sqrt(lesion.pixels)))
+    )  # the size of the grains follows the size of the lesion
     if kind == RIM:
         rim = np.clip(1 - np.abs(lesion.depth - scan.uniform(0.75, 0.85)) / scan.uniform(0.3, 0.45), 0, 1)
         pattern = scan.uniform(-0.3, 0.4) + 1.5 * rim + mottle * fine
@@ -76,9 +89,10 @@ def paint(scan: Rng, kind: int, lesion: Lesion, anatomy: Anatomy) -> np.ndarray:
 
 
 def expert(rng: Rng, noise: float, lesion: Lesion, anatomy: Anatomy) -> np.ndarray:
-    """The expert's ROI, bool [S,S], never empty: exact at noise 0; displaced, resized and redrawn in proportion to it.
+    """Return the ROI of the simulated expert, bool [S,S], which is never empty.
 
-    The draws do not depend on noise, so that one lesion's ROI degrades along one path.
+    At noise 0 it is the lesion. Otherwise it is displaced, resized and redrawn in proportion to the noise. The random
+    draws do not depend on the noise, so the ROI of a lesion degrades along one path.
     """
     if noise == 0:
         return lesion.mask
@@ -91,7 +105,7 @@ def expert(rng: Rng, noise: float, lesion: Lesion, anatomy: Anatomy) -> np.ndarr
 
 
 def marker(scan: Rng, glyph: int, size: int) -> np.ndarray:
-    """The burned-in letter as bool [S,S], in one of the two upper corners."""
+    """Return the letter as bool [S,S], in one of the two upper corners."""
     side = max(5, round(0.11 * size))
     rows = (2 * np.arange(side) + 1) * 5 // (2 * side)
     letter = GLYPHS[glyph][np.ix_(rows, rows)]

@@ -9,6 +9,7 @@ from egal_shards.intensity import Window, check_window
 from egal_shards.records import Box, Record, Source
 from egal_shards.sources.flags import DUP, GROUP, META, WINDOW
 from egal_shards.sources.image_tree import BoxedImage, ImageTree, Originals
+from egal_shards.sources.names import plural
 from egal_shards.sources.tables import Row, Table
 
 _CLASSES = {  # class: column of the study table
@@ -19,7 +20,7 @@ _CLASSES = {  # class: column of the study table
 }
 _BY_STUDY = (
     "groups are studies: a patient with several studies may span pool and test; "
-    "give meta with a patient column, and group, to split by patient"
+    "to split by patient, give a table of patients as meta, and its column as group"
 )
 
 
@@ -31,12 +32,15 @@ def siim(
     dup: Annotated[str | None, f"of meta: {DUP}"] = None,
     window: Annotated[Window | None, WINDOW] = None,
 ) -> Source:
-    """The images that the official tables in `path` list: classes negative, typical, indeterminate, atypical, of the
-    image's study; the ROI is the image's own boxes around opacities.
+    """Return the images that the official tables in `path` list.
 
-    `path` holds one *train_image_level.csv, one *train_study_level.csv and, anywhere below (study/series/image.dcm),
-    the images named by image id: the DICOM files, or PNG, JPEG or TIFF made from them. Boxes are in pixels of the
-    DICOM files; for others `meta` scales them. Without `group` studies are the groups. ShardError names the line.
+    The class is that of the image's study: negative, typical, indeterminate or atypical. The ROI is the image's own
+    boxes around opacities.
+
+    `path` holds one *train_image_level.csv and one *train_study_level.csv. The images are anywhere below, such as
+    study/series/image.dcm, named by image id: the DICOM files, or PNG, JPEG or TIFF files made from them. Boxes are in
+    pixels of the DICOM files; `meta` scales them to others. Without `group` studies are the groups. ShardError names
+    the row.
     """
     check_window(window)
     root = Path(path)
@@ -60,7 +64,7 @@ def siim(
                 duplicates=known.duplicates.get(name, ""),
             )
         )
-    made = {
+    settings = {
         "source": "siim",
         "meta": Path(meta).name if meta else None,
         "group": group or "StudyInstanceUID",
@@ -68,33 +72,34 @@ def siim(
         "window": list(window) if window else None,
     }
     if not group:
-        made["note"] = _BY_STUDY
-    return Source("siim", tuple(_CLASSES), records, made)
+        settings["note"] = _BY_STUDY
+    return Source("siim", tuple(_CLASSES), records, settings)
 
 
 def _table_file(root: Path, ending: str) -> Path:
+    """Return the one file in `root` whose name ends so. ShardError unless there is exactly one."""
     try:
-        found = sorted(entry for entry in root.iterdir() if entry.name.endswith(ending))
+        paths = sorted(entry for entry in root.iterdir() if entry.name.endswith(ending))
     except OSError as error:
         raise ShardError(f"{root}: {error.strerror}; give the folder of the dataset") from None
-    if len(found) != 1:
-        raise ShardError(f"{root}: holds {len(found)} files named *{ending}, and needs exactly one")
-    return found[0]
+    if len(paths) != 1:
+        raise ShardError(f"{root}: holds {plural(len(paths), 'file')} named *{ending}, and needs exactly one")
+    return paths[0]
 
 
 def _studies(table: Table) -> dict[str, str]:
-    """Class of each study."""
+    """Return the class of each study."""
     classes = {}
     for row in table:
         marks = [name for name, column in _CLASSES.items() if row[column].strip() == "1"]
         if len(marks) != 1:
-            raise ShardError(f"{row.where}: study {row['id']} has {len(marks)} classes marked 1, and needs exactly one")
+            raise ShardError(f"{row.where}: study {row['id']} has {len(marks)} classes marked 1, needs exactly one")
         classes[row.filled("id").removesuffix("_study")] = marks[0]
     return classes
 
 
 def _boxes(row: Row) -> tuple[Box, ...]:
-    """Boxes of the `label` column: repeated "opacity CONFIDENCE x0 y0 x1 y1", or "none 1 0 0 1 1"."""
+    """Return the boxes of the `label` column: repeated "opacity CONFIDENCE x0 y0 x1 y1", or "none 1 0 0 1 1"."""
     words = row.filled("label").split()
     boxes = []
     for i in range(0, len(words), 6):
@@ -105,7 +110,7 @@ def _boxes(row: Row) -> tuple[Box, ...]:
             x0 = y0 = x1 = y1 = math.nan
         if kind not in ("opacity", "none") or not (x0 < x1 < math.inf and y0 < y1 < math.inf):
             raise ShardError(
-                f"{row.where}: label {row['label'][:60]!r} is not repeated 'opacity 1 x0 y0 x1 y1'; mend it"
+                f"{row.where}: label {row['label'][:60]!r} is not repeated 'opacity 1 x0 y0 x1 y1'; correct it"
             )
         if kind == "opacity":
             boxes.append((x0, y0, x1, y1))

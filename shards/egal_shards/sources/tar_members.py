@@ -1,4 +1,4 @@
-"""Members of a foreign tar by position, hostile ones refused: nothing is extracted, linked or trusted for its size."""
+"""Members of a foreign tar by position. Hostile tars are refused; nothing is extracted, and no size is trusted."""
 
 import io
 import tarfile
@@ -8,9 +8,12 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
 from egal_shards.errors import ShardError
+from egal_shards.sources.files import open_regular
 
 _BLOCK = 512
 _LONGEST_EXTENSION = 1 << 16  # bytes of a PAX header or a long name
+_LONGEST_PADDING = 1 << 26  # bytes of zeros after the end marker that are read
+_LARGEST_TAR = 1 << 62
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _SKIPPED = (tarfile.DIRTYPE,)
 
@@ -32,7 +35,7 @@ class Member:
         return PurePosixPath(self.name).suffix
 
     def read(self, limit: int) -> bytes:
-        """Its payload. ShardError where it has more than `limit` bytes."""
+        """Return the payload. Raise ShardError where it has more than `limit` bytes."""
         if self.size > limit:
             raise ShardError(f"{self}: has {self.size} bytes, more than the {limit} that are read of its kind")
         with self.tar.open("rb") as file:
@@ -40,18 +43,19 @@ class Member:
             return file.read(self.size)
 
     def open(self, mode: Literal["rb"]) -> BinaryIO:
-        """Its payload as a file."""
+        """Return the payload as a file."""
         return io.BytesIO(self.read(1 << 29))
 
 
 def members(tar: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar (ustar, PAX, GNU), in order. Payloads are skipped, not read.
+    """Yield the regular files of an uncompressed tar (ustar, PAX, GNU) in order. Payloads are skipped, not read.
 
-    Directories are passed over. ShardError for links, devices, sparse files, global and size-changing PAX headers,
-    absolute names and names with .., and for a tar without its end marker, which was cut short.
+    Directories are skipped. Raise ShardError for links, devices, sparse files, global and size-changing PAX headers,
+    absolute names and names with .., for a tar without its end marker, which was cut short, and for one with more than
+    zeros after its end marker, which is several tars in one file.
     """
     try:
-        with tar.open("rb") as file:
+        with open_regular(tar, _LARGEST_TAR) as file:
             yield from _members(tar, file, tar.stat().st_size)
     except OSError as error:
         raise ShardError(f"{tar}: {error.strerror}; check the path") from None
@@ -63,6 +67,7 @@ def _members(tar: Path, file: BinaryIO, end: int) -> Iterator[Member]:
         file.seek(at)
         block = file.read(_BLOCK)
         if block == bytes(_BLOCK):
+            _check_padding(tar, file)
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
@@ -78,8 +83,8 @@ def _members(tar: Path, file: BinaryIO, end: int) -> Iterator[Member]:
             if info.size > _LONGEST_EXTENSION:
                 raise ShardError(f"{tar}: byte {offset - _BLOCK} is a header of {info.size} bytes; no honest one is")
             payload = file.read(info.size)
-            found = _pax_path(payload, tar) if info.type == tarfile.XHDTYPE else _text(payload.rstrip(b"\0"), tar)
-            long_name = found or long_name
+            is_pax = info.type == tarfile.XHDTYPE
+            long_name = (_pax_path(payload, tar) if is_pax else _text(payload.rstrip(b"\0"), tar)) or long_name
             continue
         name, long_name = long_name or info.name, ""
         if info.type in _FILES:
@@ -91,7 +96,22 @@ def _members(tar: Path, file: BinaryIO, end: int) -> Iterator[Member]:
             )
 
 
+def _check_padding(tar: Path, file: BinaryIO) -> None:
+    """Raise ShardError unless only zeros follow the end marker. `file` stands right after its first block."""
+    start = file.tell()
+    while chunk := file.read(1 << 20):
+        if chunk.strip(b"\0"):
+            at = file.tell() - len(chunk.lstrip(b"\0"))
+            raise ShardError(
+                f"{tar}: has data after its end marker, at byte {at}, as when tars are joined by cat, and readers skip "
+                "them; unpack the file by tar --ignore-zeros -xf, and pack what it holds into a new tar"
+            )
+        if file.tell() - start > _LONGEST_PADDING:
+            raise ShardError(f"{tar}: has more than {_LONGEST_PADDING} bytes after its end marker; pack it anew")
+
+
 def _inside(name: str, tar: Path) -> str:
+    """Return the name as a relative path. Raise ShardError where it leads out of the archive."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ShardError(f"{tar}: {name!r} leads out of the archive; no tar that does so is read")
@@ -99,7 +119,7 @@ def _inside(name: str, tar: Path) -> str:
 
 
 def _pax_path(payload: bytes, tar: Path) -> str:
-    """The path in a PAX header, "" where it has none. Records are "LENGTH KEY=VALUE\\n"."""
+    """Return the path in a PAX header, "" where it has none. Its records are "LENGTH KEY=VALUE\\n"."""
     path, at = "", 0
     while at < len(payload):
         length, _, _ = payload[at : at + 20].partition(b" ")

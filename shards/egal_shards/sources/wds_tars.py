@@ -1,8 +1,6 @@
 """The `wds` source: image shards in the WebDataset layout that others have made."""
 
 import json
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,36 +10,30 @@ from typing import Annotated, Any
 import numpy as np
 
 from egal_shards.errors import ShardError
-from egal_shards.images import MAX_PIXELS, read_image, read_mask
+from egal_shards.images import read_image, read_mask
 from egal_shards.intensity import Window, check_window, windowed
 from egal_shards.progress import progress_bar
 from egal_shards.records import Raw, Record, Source
+from egal_shards.sources.files import read_bytes
 from egal_shards.sources.flags import WINDOW
-from egal_shards.sources.tables import file_key, nearest
+from egal_shards.sources.names import distinct_keys, joined, nearest, normalised, sorted_classes, valid_text
+from egal_shards.sources.npy_members import read_array_image, read_array_mask
+from egal_shards.sources.remarks import BY_IMAGE, with_notes
 from egal_shards.sources.tar_members import Member, members
 
 IMAGES = ("png", "jpg", "jpeg", "npy")
 MASKS = ("png", "npy")
 LABELS = ("cls", "txt")
 
-# what numpy writes, in version 1.0 or 2.0; nothing else is parsed
-_NPY = re.compile(
-    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)\{'descr': '([|<][a-zA-Z]\d*)', 'fortran_order': (True|False), "
-    rb"'shape': \((\d[\d, ]{0,80}|)\), \} *\n",
-    re.DOTALL,
-)
 _MAX_TARS = 1_000_000
 _MAX_LABEL = 1 << 12  # bytes
-_MAX_JSON = 1 << 20
-_MAX_NPY = 6 * MAX_PIXELS + 4096
-_BY_IMAGE = (
-    "every image is a group of its own: a patient with several images may span pool and test; "
-    "give group to split by patient"
-)
+_MAX_JSON = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
+    """The members of one sample that hold its image and its mask."""
+
     image: Member
     mask: Member | None
     window: Window | None
@@ -52,7 +44,7 @@ class _File:
     def _image(self) -> np.ndarray:
         if self.image.suffix.lower() != ".npy":
             return read_image(self.image, self.window)
-        pixels = _planes_last(_npy(self.image, ("|u1", "<u2")), self.image)
+        pixels = read_array_image(self.image)
         return windowed(pixels, self.window) if self.window else pixels
 
 
@@ -60,26 +52,40 @@ class _File:
 class _Sample:
     """The members of one sample, by extension in lower case."""
 
-    name: str  # the path before the first dot of its last part
+    name: str  # the path up to the first dot of its last part
     tar: Path
     members: dict[str, Member] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.tar}: sample {self.name}"
 
-    def need(self, extension: str, what: str) -> Member:
-        if extension not in self.members:
+    def need(self, extension: str, flag: str) -> Member:
+        """Return the member with this extension, which holds what the flag says. Raise ShardError without it."""
+        member = self.members.get(extension.lower())
+        if member is None:
             raise ShardError(
-                f"{self}: has no .{extension} for {what}; the members that follow each other under its name: "
-                f"{', '.join(sorted(self.members))}"
+                f"{self}: has no .{extension} for the {flag}; the members that follow each other under its name: "
+                f"{joined(sorted(self.members))}{self.dotted((extension,), flag)}"
             )
-        return self.members[extension]
+        return member
+
+    def dotted(self, endings: Sequence[str], flag: str) -> str:
+        """Return an explanation, for an error, where dots in file names hide the members with one of these endings."""
+        hidden = [extension for extension in sorted(self.members) if extension.rpartition(".")[2] in endings]
+        if not hidden:
+            return ""
+        file = self.members[hidden[0]].name.rpartition("/")[2]
+        how = f"set {flag} to {hidden[0]}, or " if len(hidden) == 1 else ""
+        return (
+            f"; in this format the first dot of a file name ends the sample's name, so {file} is .{hidden[0]} of "
+            f"sample {self.name.rpartition('/')[2]}: {how}name the files without other dots than that of the extension"
+        )
 
 
 def wds(
     path: str | Path | Sequence[str | Path],
     *,
-    label: Annotated[str, "what holds the label: cls, txt (a class name or number) or json:FIELD"] = "cls",
+    label: Annotated[str, "extension of the label (class name or number), ending in cls or txt; or json:FIELD"] = "cls",
     image: Annotated[str | None, "extension of the images; none: the one png, jpg, jpeg or npy that is no mask"] = None,
     mask: Annotated[str | None, "extension of the masks, such as mask.png; none: no ROI"] = None,
     names: Annotated[str | Path | None, "text file that names label 0 in its first line, 1 in its second, …"] = None,
@@ -87,42 +93,48 @@ def wds(
     classes: Annotated[Sequence[str] | None, "the classes in order, comma-separated; none: the labels, sorted"] = None,
     window: Annotated[Window | None, WINDOW] = None,
 ) -> Source:
-    """The samples of the tars in a folder, of one tar, of a brace pattern such as data/{000..009}.tar, or of several.
+    """Return the samples of a folder of tars, a tar, a brace pattern such as data/{000..009}.tar, or several of these.
 
     Only members that the settings name are read, and only png, jpg, npy, json, cls and txt: nothing is unpickled,
     extracted or run. npy: uint8 or uint16 [H,W], [H,W,3], [1,H,W] or [3,H,W]. A sample without the mask has no ROI. All
-    labels are read before anything is decoded. ShardError names tar and sample.
+    labels are read before any image is decoded. ShardError names tar and sample.
+
+    Args:
+        path: A folder, tar or brace pattern, or a list of them.
+        label: Extension of the labels, such as cls or lesion.txt, or json:FIELD for a field of KEY.json.
+        image: Extension of the images, in any letter case.
+        mask: Extension of the masks, in any letter case.
+        names: Text file with the class names in the order of the label numbers.
+        group: json:FIELD that holds the group of a sample.
+        classes: The classes in order.
+        window: The values shown as black and white.
     """
     check_window(window)
     _check_extensions(image, mask)
     paths = [path] if isinstance(path, str | Path) else list(path)
     tars = _tars(paths)
     label_of, group_of = _reader(label, "label"), _reader(group, "group") if group else None
-    listed = tuple(classes) if classes else _lines(Path(names)) if names else None
-    keys: dict[str, str] = {}
-    records, masks = [], 0
+    listed = tuple(classes) if classes else _class_names(Path(names)) if names else None
+    samples: dict[str, dict[str, Any]] = {}  # fields of the record, by place: the names of tar and sample
     with progress_bar("list tars", len(tars), True) as advance:
         for tar in tars:
             for sample in _samples(tar):
-                where = f"{tar.stem}/{sample.name}"
-                key = file_key(where)
-                if other := keys.get(key):
-                    raise ShardError(f"{sample}: has the same key {key!r} as {other}; rename one of them")
-                keys[key] = where
-                masks += mask in sample.members
-                records.append(
-                    Record(
-                        key=key,
-                        label=_class(label_of(sample), sample, listed, bool(names)),
-                        group=group_of(sample) if group_of else where,
-                        file=where,
-                        load=_File(_image(sample, image, mask), sample.members.get(mask or ""), window),
+                place = f"{tar.stem}/{sample.name}"
+                if place in samples:
+                    raise ShardError(
+                        f"{sample}: is in the tar twice, with other samples between; pack the tar with sorted names"
                     )
-                )
+                samples[place] = {
+                    "label": _class(label_of(sample), sample, listed, bool(names)),
+                    "group": normalised(group_of(sample)) if group_of else place,
+                    "load": _File(_image(sample, image, mask), sample.members.get((mask or "").lower()), window),
+                }
             advance(1)
+    keys = distinct_keys([*samples], [*samples])
+    records = [Record(key=key, file=place, **samples[place]) for key, place in zip(keys, samples, strict=True)]
     if not records:
-        raise ShardError(f"{', '.join(map(str, paths))}: holds no samples; give tars of the WebDataset layout")
-    if mask and not masks:
+        raise ShardError(f"{joined(map(str, paths))}: holds no samples; give tars of the WebDataset layout")
+    if mask and all(fields["load"].mask is None for fields in samples.values()):
         raise ShardError(f"no sample has a .{mask} for the mask; leave mask out, or give the extension that masks have")
     made: dict[str, Any] = {
         "source": "wds", "input": [Path(each).name for each in paths], "tars": len(tars),
@@ -130,54 +142,60 @@ def wds(
         "names": Path(names).name if names else None, "group": group,
         "classes": list(classes) if classes else None, "window": list(window) if window else None,
     }  # fmt: skip
-    if not group:
-        made["note"] = _BY_IMAGE
-    found = {record.label for record in records}
-    return Source(_name(paths, tars), listed or _sorted(found), records, made)
+    labels = [record.label for record in records]
+    made = with_notes(made, labels, [] if group else [BY_IMAGE])
+    return Source(_name(paths, tars), listed or sorted_classes(labels), records, made)
 
 
 def _check_extensions(image: str | None, mask: str | None) -> None:
     for flag, extension, known in (("image", image, IMAGES), ("mask", mask, MASKS)):
-        if extension is not None and extension.rpartition(".")[2] not in known:
+        if extension is not None and extension.lower().rpartition(".")[2] not in known:
             raise ShardError(f"{flag} {extension!r} ends in none of {', '.join(known)}; only these are decoded")
 
 
 def _tars(paths: Sequence[str | Path]) -> list[Path]:
-    found = [tar for path in paths for tar in _expanded(str(path))]
+    """Return the tars of all paths. Raise ShardError where two have one name, from which keys are made."""
+    tars = [tar for path in paths for tar in _expanded(str(path))]
     stems: dict[str, Path] = {}
-    for tar in found:
+    for tar in tars:
         if (other := stems.setdefault(tar.stem, tar)) is not tar:
             raise ShardError(f"{tar}: has the name of {other}, and keys are made of it; rename one, or give it once")
-    return found
+    return tars
 
 
 def _name(paths: Sequence[str | Path], tars: Sequence[Path]) -> str:
-    """That of the folder or tar; of a pattern or several paths, that of the first tar's folder."""
-    given = Path(paths[0]).resolve()
-    return given.name.removesuffix(".tar") if len(paths) == 1 and given.exists() else tars[0].resolve().parent.name
+    """Return the name of the set: of one folder or tar its name, else the name of the first tar's folder."""
+    first = Path(paths[0]).resolve()
+    return first.name.removesuffix(".tar") if len(paths) == 1 and first.exists() else tars[0].resolve().parent.name
 
 
 def _expanded(path: str) -> list[Path]:
-    """The tars of a folder, of a brace pattern, or the tar itself; all are there."""
+    """Return the tars of a folder or a brace pattern, or the tar itself. All of them are regular files."""
     if "://" in path or path.startswith("pipe:"):
         raise ShardError("wds reads local files, no URLs and no pipes; download the tars first")
     if Path(path).is_dir():
-        found = sorted(entry for entry in Path(path).iterdir() if entry.suffix == ".tar")
+        tars = sorted(entry for entry in Path(path).iterdir() if entry.suffix.lower() == ".tar")
     else:
-        from braceexpand import braceexpand  # what webdataset expands its patterns with
+        from braceexpand import braceexpand  # the library that webdataset expands its patterns with
 
         try:
-            found = [Path(name) for name in islice(braceexpand(path), _MAX_TARS)]
+            tars = [Path(name) for name in islice(braceexpand(path), _MAX_TARS)]
         except ValueError:
             raise ShardError(f"{path}: its braces are not balanced; write for example data/{{000..009}}.tar") from None
-    absent = next((tar for tar in found if not tar.is_file()), None)
-    if absent or not found:
-        raise ShardError(f"{absent or path}: {'no such file' if absent else 'holds no .tar'}; check the path")
-    return found
+    if not tars:
+        raise ShardError(f"{path}: holds no .tar; check the path")
+    for tar in tars:
+        if not tar.is_file():
+            what = "is a pipe, device or folder, not a tar" if tar.exists() else "no such file"
+            raise ShardError(f"{tar}: {what}; check the path")
+    return tars
 
 
 def _samples(tar: Path) -> Iterator[_Sample]:
-    """Consecutive members with one name before the first dot; hidden files and those without a suffix are left out."""
+    """Yield the samples of a tar: consecutive members with one name up to the first dot.
+
+    Hidden files, and files without an extension, are left out.
+    """
     sample = None
     for member in members(tar):
         folder, slash, file = member.name.rpartition("/")
@@ -190,56 +208,65 @@ def _samples(tar: Path) -> Iterator[_Sample]:
                 yield sample
             sample = _Sample(name, tar)
         if extension.lower() in sample.members:
-            raise ShardError(f"{member}: is in the tar twice; remove one")
+            raise ShardError(f"{member}: is in the tar twice; pack the tar with one member of this name")
         sample.members[extension.lower()] = member
     if sample:
         yield sample
 
 
 def _image(sample: _Sample, image: str | None, mask: str | None) -> Member:
+    """Return the member that holds the image."""
     if image:
-        return sample.need(image, "the image")
-    found = [extension for extension in sample.members if extension in IMAGES and extension != mask]
-    if len(found) != 1:
+        return sample.need(image, "image")
+    mask = mask and mask.lower()
+    images = [extension for extension in sample.members if extension in IMAGES and extension != mask]
+    if len(images) != 1:
+        hint = "" if images else sample.dotted([each for each in IMAGES if each != mask], "image")
         raise ShardError(
-            f"{sample}: has {len(found)} members of png, jpg, jpeg and npy, and one must be the image; say which by "
-            f"image; its members: {', '.join(sorted(sample.members))}"
+            f"{sample}: has {len(images)} members of png, jpg, jpeg and npy, and one must be the image; say which by "
+            f"image; its members: {joined(sorted(sample.members))}{hint}"
         )
-    return sample.members[found[0]]
+    return sample.members[images[0]]
 
 
-def _reader(what: str, purpose: str) -> Callable[[_Sample], str]:
-    """A sample's text under cls or txt, or a field of its json."""
-    kind, _, name = what.partition(":")
-    if kind == "json" and name:
-        return lambda sample: _field(sample.need("json", f"the {purpose}"), name)
-    if what in LABELS and purpose == "label":
-        return lambda sample: _text(sample.need(what, f"the {purpose}"), _MAX_LABEL).strip()
-    known = "json:FIELD" if purpose == "group" else f"{', '.join(LABELS)} or json:FIELD"
-    raise ShardError(f"{purpose} {what!r} is not {known}")
+def _reader(source: str, flag: str) -> Callable[[_Sample], str]:
+    """Return the function that reads a sample's label or group: a text member, or a field of a json member."""
+    extension, colon, name = source.partition(":")
+    ending = extension.lower().rpartition(".")[2]
+    if ending == "json" and name:
+        return lambda sample: _field(sample.need(extension, flag), name)
+    if ending in LABELS and not colon and flag == "label":
+        return lambda sample: _text(sample.need(extension, flag), _MAX_LABEL).strip()
+    known = "json:FIELD" if flag == "group" else f"{', '.join(LABELS)} or json:FIELD"
+    raise ShardError(f"{flag} {source!r} is not {known}")
 
 
 def _field(member: Member, name: str) -> str:
+    """Return a field of a json member as text."""
+    text = _text(member, _MAX_JSON)
     try:
-        value = json.loads(_text(member, _MAX_JSON))
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        raise ShardError(f"{member}: is not JSON; mend it") from None
+        raise ShardError(f"{member}: is not JSON; correct it") from None
     if not isinstance(value, dict) or name not in value:
-        has = ", ".join(sorted(value)[:20]) if isinstance(value, dict) else "no fields"
-        raise ShardError(f"{member}: has no field {name!r}; it has {has}")
+        fields = joined(sorted(value)) if isinstance(value, dict) else "no fields"
+        raise ShardError(f"{member}: has no field {name!r}; it has {fields}")
     if type(value[name]) not in (int, str) or not str(value[name]).strip():
-        raise ShardError(f"{member}: {name} is {str(value[name])[:60]!r}, neither a text nor a whole number; mend it")
-    return str(value[name]).strip()
+        raise ShardError(
+            f"{member}: {name} is {str(value[name])[:60]!r}, neither a text nor a whole number; correct it"
+        )
+    return valid_text(str(value[name]).strip(), str(member))
 
 
 def _text(member: Member, limit: int) -> str:
     try:
         return member.read(limit).decode()
     except UnicodeDecodeError:
-        raise ShardError(f"{member}: is not UTF-8 text; mend it") from None
+        raise ShardError(f"{member}: is not UTF-8 text; correct it") from None
 
 
 def _class(label: str, sample: _Sample, listed: tuple[str, ...] | None, by_number: bool) -> str:
+    """Return the class of a label. Raise ShardError where it is none of the listed classes."""
     if listed is None and label:
         return label
     if listed and by_number and label.isascii() and label.isdigit():
@@ -247,61 +274,21 @@ def _class(label: str, sample: _Sample, listed: tuple[str, ...] | None, by_numbe
             return listed[int(label)]
     elif listed and label in listed:
         return label
-    close = nearest(label, listed or ())
-    raise ShardError(
-        f"{sample}: label {label[:60]!r} is none of the classes{close}; classes: {', '.join((listed or ())[:20])}"
-    )
+    similar = nearest(label, listed or ())
+    raise ShardError(f"{sample}: label {label[:60]!r} is none of the classes{similar}; classes: {joined(listed or ())}")
 
 
-def _sorted(labels: set[str]) -> tuple[str, ...]:
-    """By number where all are numbers."""
-    numbers = all(label.isascii() and label.isdigit() for label in labels)
-    return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numbers else None))
-
-
-def _lines(path: Path) -> tuple[str, ...]:
+def _class_names(path: Path) -> tuple[str, ...]:
+    """Return the class names in the lines of a file."""
     try:
-        with path.open("rb") as file:
-            lines = [line.strip() for line in file.read(_MAX_JSON).decode().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ShardError(f"{path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}; check --names") from None
+        lines = [line.strip() for line in read_bytes(path, _MAX_JSON).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ShardError(f"{path}: is not UTF-8 text; check --names") from None
     if not lines or "" in lines or len(set(lines)) < len(lines):
-        raise ShardError(f"{path}: must hold one class name a line, none empty, none twice")
+        raise ShardError(f"{path}: must hold one class name per line, none empty, none twice")
     return tuple(lines)
 
 
 def _mask(member: Member) -> np.ndarray:
-    """bool [H,W]"""
-    if member.suffix.lower() != ".npy":
-        return read_mask(member)
-    mask = _npy(member, ("|u1", "|b1", "<u2"))
-    if mask.ndim != 2:
-        raise ShardError(f"{member}: is an array of {list(mask.shape)}; a mask is [H,W]")
-    return mask > 0
-
-
-def _planes_last(pixels: np.ndarray, member: Member) -> np.ndarray:
-    """[H,W] or [H,W,3] of these or of [1,H,W] or [3,H,W]."""
-    shape = pixels.shape
-    if pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] == 3 and shape[0] != 3):
-        return pixels
-    if pixels.ndim == 3 and shape[0] in (1, 3) and shape[2] != 3:
-        return np.ascontiguousarray(pixels.transpose(1, 2, 0)) if shape[0] == 3 else pixels[0]
-    raise ShardError(f"{member}: is an array of {list(shape)}; images are [H,W], [H,W,3], [1,H,W] or [3,H,W]")
-
-
-def _npy(member: Member, dtypes: tuple[str, ...]) -> np.ndarray:
-    """The array in an npy file."""
-    payload = member.read(_MAX_NPY)
-    header = _NPY.match(payload)
-    if not header:
-        raise ShardError(f"{member}: is no npy file, or none of plain numbers; save it by numpy.save")
-    dtype, shape = (
-        header[1].decode(),
-        tuple(int(extent) for extent in header[3].replace(b" ", b"").split(b",") if extent),
-    )
-    if dtype not in dtypes:
-        raise ShardError(f"{member}: holds {dtype}; of npy only {', '.join(dtypes)} is read, convert it")
-    if 0 in shape or len(payload) - header.end() != math.prod(shape) * np.dtype(dtype).itemsize:
-        raise ShardError(f"{member}: claims an array of {list(shape)}, which its bytes are not; replace it")
-    return np.frombuffer(payload, dtype, offset=header.end()).reshape(shape, order="F" if header[2] == b"True" else "C")
+    """Return bool [H,W]."""
+    return read_array_mask(member) if member.suffix.lower() == ".npy" else read_mask(member)

@@ -1,0 +1,100 @@
+"""The command line's entry point. Each command imports heavy modules when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import typer
+
+from egal_bench.cli.inspect import inspect
+from egal_bench.cli.list import list_
+from egal_bench.cli.verify import verify
+from egal_bench.errors import BenchError, Defect, Interrupted
+from egal_shards.errors import ShardError
+from egal_shards.urls import redacted
+
+# Commands whose flags come from Config or from the sources, which take longer to load than --help may: their help
+# text stands here, and the module with their flags is imported only when the command is called.
+COMPUTED = {
+    "pack": "Pack annotated images into a shard set. `egal-bench pack SOURCE --help` adds the flags of that source.",
+    "compare": "Compare acquisition strategies, on shard sets or on the built-in phantom.",
+    "profile": "Measure the throughput of acquisition, stage by stage, against the forward pass alone.",
+}
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: status 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect."""
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(words) < len(sys.argv) - 1
+    try:
+        status = _app(words)(words, standalone_mode=False)
+        if status == 130:  # typer's answer to Ctrl-C
+            _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _fail("interrupted", 130)
+    except Exception as error:  # the last place where an exception can become one line
+        if debug:
+            raise
+        status = _fail(*_line_and_status(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _line_and_status(error: Exception) -> tuple[str, int]:
+    """Return the message for `error` and the exit status: 2 only where the error states a user's mistake."""
+    if isinstance(error, typer.TyperException):
+        return error.format_message(), 2
+    if isinstance(error, BenchError | ShardError) or _is_argument_error(error):
+        return str(error), 130 if isinstance(error, Interrupted) else 2
+    text = str(error) if isinstance(error, Defect) else f"{type(error).__name__}: {error}"
+    return f"{text} (a defect of egal-bench: --debug shows where)", 1
+
+
+def _is_argument_error(error: Exception) -> bool:
+    """Return whether `error` names a wrong argument of a kernel; kernels that were not loaded raised nothing."""
+    module = sys.modules.get("egal_kernels.errors")
+    return module is not None and isinstance(error, module.ArgumentError)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {redacted(' '.join(message.split()))}", file=sys.stderr)
+    return status
+
+
+def _app(words: Sequence[str]) -> typer.Typer:
+    app = typer.Typer(
+        rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
+        help="Does an acquisition strategy really beat random sampling and plain uncertainty, and by how much, "
+        "per label and per mask? Every command takes --debug: an error is then shown with its traceback.",
+    )  # fmt: skip
+    app.command()(verify)
+    app.command("inspect")(inspect)
+    for name, summary in COMPUTED.items():
+        app.command(name)(_computed(name, words[1:]) if words[:1] == [name] else _without_flags(summary))
+    app.command("list")(list_)
+    return app
+
+
+def _computed(name: str, words: Sequence[str]) -> Callable[..., None]:
+    """Return the command `name` with its flags."""
+    if name == "pack":
+        from egal_bench.cli.pack import pack_command
+
+        return pack_command(words)
+    if name == "compare":
+        from egal_bench.cli.compare import compare_command
+
+        return compare_command()
+    from egal_bench.cli.profile import profile_command
+
+    return profile_command()
+
+
+def _without_flags(summary: str) -> Callable[[], None]:
+    """Return a command that only its line in the list of commands needs."""
+
+    def stub() -> None: ...
+
+    stub.__doc__ = summary
+    return stub

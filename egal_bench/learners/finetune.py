@@ -1,0 +1,83 @@
+"""The finetune regime: in each round the whole network is trained on the labelled set."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
+from egal_bench.errors import BenchError
+from egal_bench.learners.augmentation import Samples
+from egal_bench.learners.holdout import held_out
+from egal_bench.learners.training import train
+from egal_bench.models.network import Network
+from egal_bench.scoring.pool_pass import score
+from egal_bench.scoring.scores import Scores
+from egal_kernels import PackedRoi
+
+LOAD_BATCH = 64
+
+
+class FinetuneLearner:
+    """Fits and scores with a whole network; every strategy of a seed starts from the same weights.
+
+    Every round starts from these weights as well, unless `config.warm_start`.
+
+    Args:
+        dataset: the shard set.
+        network: freshly initialised.
+        config: gives the recipe of training and of scoring.
+        loader: the stream that holds out, orders and augments the training images.
+        device: where the network runs.
+        scratch: folder for the scores of the run while it lasts; None: a temporary folder per pass.
+    """
+
+    def __init__(
+        self, dataset: Dataset, network: Network, config: Config, loader: np.random.SeedSequence, device: str,
+        scratch: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.dataset, self.config, self.device = dataset, config, device
+        self.network = network.to(device)
+        self.initial = copy.deepcopy(self.network.state_dict())
+        self.loader, self.scratch = loader, scratch
+
+    def fit(self, labelled: np.ndarray, round_: int) -> np.ndarray:
+        """Train on the samples at `labelled`, in the order of labelling; return those whose ROI the training used.
+
+        Raises:
+            BenchError: the held-out set would be empty, or the loss is not finite.
+        """
+        config = self.config
+        rng = np.random.default_rng([*self.loader.generate_state(4), round_])
+        held = held_out(self.dataset.labels[labelled], self.dataset.classes, config.early_stop, self.loader)
+        if config.early_stop and not held.any():
+            raise BenchError(f"--early-stop {config.early_stop} holds out none of {len(labelled)} labels: raise --init")
+        trained = labelled[~held]
+        if round_ == 0 or not config.warm_start:
+            self.network.load_state_dict(self.initial)
+        held_samples = self._load(labelled[held]) if held.any() else None
+        loss = train(self.network, self._load(trained), held_samples, config, rng)
+        if not math.isfinite(loss):
+            raise BenchError(f"training diverged in round {round_}: lower --learning-rate (now {config.learning_rate})")
+        return trained if config.explain_loss else trained[:0]
+
+    def score(self, positions: np.ndarray, needs: Collection[str]) -> Scores:
+        """Return the Scores of the samples at `positions`, streamed from the shards; see `pool_pass.score`."""
+        return score(self.network, self.dataset, positions, self.config, self.device, needs=needs, folder=self.scratch)
+
+    def _load(self, positions: np.ndarray) -> Samples:
+        """Return the samples at `positions`, of the labelled set, whose size the budget bounds."""
+        shards = self.dataset.shards
+        batches = list(shards.batches(positions, LOAD_BATCH, self.device))
+        images, labels = torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+        if not self.config.explain_loss:
+            return Samples(images, labels)
+        return Samples(
+            images, labels, PackedRoi(torch.cat([batch.roi for batch in batches]), shards.manifest.image.size)
+        )

@@ -1,0 +1,1 @@
+"""Networks, heads, weights, precision, devices, and the settings of the process that computes with them."""

@@ -1,0 +1,193 @@
+"""The stages of a pool pass, each alone and all together, as runs over the same samples; and the roofs above them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
+from egal_bench.models.devices import wait_for
+from egal_bench.models.network import Network
+from egal_bench.models.precision import autocast
+from egal_bench.scoring.pool_pass import explained, score, scorer
+from egal_bench.scoring.scores import Scores, as_rows
+from egal_bench.strategies import Pool, find
+from egal_kernels import PackedRoi
+from egal_shards.decoding import decode_span
+from egal_shards.transfer import Transfer
+
+MEMCPY_BYTES = 64 << 20
+GEMM_SIDE = 1024
+
+MEANING = {
+    "read": "reads the bytes of the samples from the shard files (cached by the operating system)",
+    "decode": "decodes these bytes in one thread and checks their SHA-256, as on a sample's first reading",
+    "batches": "reads and decodes batches in threads and checks fingerprints, as on every later reading",
+    "transfer": "copies batches to the device; on the CPU there is nothing to copy",
+    "forward": "computes logits from images on the device: trunk and head, without an explanation",
+    "explanation": "computes logits, entropy and overlap counts from feature maps and ROIs: `acquire` alone",
+    "scoring": "computes scores from images and ROIs on the device: trunk and `acquire`",
+    "acquisition": "ranks the samples by their scores: entropy + λ·misalignment",
+    "pass": "does all of this, from shard files to the table of scores, the stages at the same time",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pool pass.
+
+    Attributes:
+        run: takes all samples through the stage and waits for the device.
+        bytes: what the stage reads in one run; 0: unknown.
+        amount: what one run moves (bytes) or computes (FLOP), in the unit of its roof.
+        roof: name in `roofs` of the measured rate that bounds the stage; "": none does.
+    """
+
+    run: Callable[[], object]
+    bytes: int = 0
+    amount: float = 0
+    roof: str = ""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Batches of the samples at `positions`, on the device: lists of images, ROIs and feature maps."""
+
+    positions: np.ndarray
+    images: list[Tensor]
+    rois: list[PackedRoi]
+    maps: list[Tensor]
+
+    @classmethod
+    def of(cls, network: Network, dataset: Dataset, positions: np.ndarray, config: Config, batch: int) -> Resident:
+        """Return the samples at `positions` in batches of `batch`, read and passed through the trunk once."""
+        height = dataset.shards.manifest.image.size
+        batches = list(dataset.shards.batches(positions, batch, config.device))
+        images = [batch.images for batch in batches]
+        rois = [PackedRoi(batch.roi, height) for batch in batches]
+        with torch.inference_mode(), autocast(config.device, config.precision):
+            return cls(positions, images, rois, [network.features(batch) for batch in images])
+
+
+def stages(network: Network, dataset: Dataset, resident: Resident, config: Config, batch: int) -> dict[str, Stage]:
+    """Return the stages by name, in the order of MEANING.
+
+    Args:
+        network: on the device.
+        dataset: the shard set.
+        resident: the samples that every stage processes.
+        config: with device and precision resolved.
+        batch: images per batch.
+    """
+    device, shards, positions = config.device, dataset.shards, resident.positions
+    spans = list(_spans(dataset, positions))
+    host_batches = list(shards.batches(positions, batch))
+    span_bytes, image_bytes = sum(map(len, spans)), _bytes(resident.images)
+    roi_bytes, map_bytes = _bytes(roi.bits for roi in resident.rois), _bytes(resident.maps)
+    flop = _flop_of_trunk(network, resident.images[0][:1]) * len(positions)
+    transfer, step = Transfer(device), scorer(network, config, device, needs={"roi"})
+
+    def decode() -> None:
+        for position, span in zip(positions.tolist(), spans, strict=True):
+            decode_span(span, position, shards.rows, shards.manifest)
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast(device, config.precision):
+            maps = network.features(images)
+        return network.head(maps.mean((2, 3), dtype=torch.float32))
+
+    def pool_pass() -> Scores:
+        return score(network, dataset, positions, config, device, needs={"roi"}, batch=batch)
+
+    def each(run: Callable[..., object], *batches: list) -> Callable[[], None]:
+        @torch.inference_mode()
+        def over_batches() -> None:
+            for tensors in zip(*batches, strict=True):
+                run(*tensors)
+            wait_for(device)
+
+        return over_batches
+
+    return {
+        "read": Stage(lambda: list(_spans(dataset, positions)), span_bytes, span_bytes, "memcpy"),
+        "decode": Stage(decode, span_bytes, span_bytes, "memcpy"),
+        "batches": Stage(lambda: list(shards.batches(positions, batch)), span_bytes, span_bytes, "memcpy"),
+        "transfer": Stage(
+            each(lambda batch: transfer.receive(transfer.send((batch.images, batch.roi))), host_batches),
+            0 if device == "cpu" else image_bytes + roi_bytes,
+        ),
+        "forward": Stage(each(forward, resident.images), image_bytes, flop, "GEMM"),
+        "explanation": Stage(
+            each(lambda maps, roi: as_rows(explained(network, maps, roi, config)), resident.maps, resident.rois),
+            map_bytes + roi_bytes, map_bytes + roi_bytes, "memcpy",
+        ),
+        "scoring": Stage(each(step, resident.images, resident.rois), image_bytes + roi_bytes, flop, "GEMM"),
+        "acquisition": Stage(_ranking(dataset, positions, pool_pass(), config)),
+        "pass": Stage(pool_pass, span_bytes, flop, "GEMM"),
+    }  # fmt: skip
+
+
+def roofs(config: Config) -> dict[str, tuple[Callable[[], object], float]]:
+    """Return what bounds the stages: name → one run, and the amount that it moves or computes.
+
+    "memcpy" copies bytes on the device; "GEMM" multiplies matrices in the precision of the trunk, in FLOP.
+    """
+    source = torch.zeros(MEMCPY_BYTES, dtype=torch.uint8, device=config.device)
+    target = torch.empty_like(source)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    a, b = (torch.ones((GEMM_SIDE, GEMM_SIDE), dtype=dtype, device=config.device) for _ in range(2))
+
+    def waiting(run: Callable[[], object]) -> Callable[[], None]:
+        def run_and_wait() -> None:
+            run()
+            wait_for(config.device)
+
+        return run_and_wait
+
+    return {
+        "memcpy": (waiting(lambda: target.copy_(source)), MEMCPY_BYTES),
+        "GEMM": (waiting(lambda: torch.matmul(a, b)), 2 * GEMM_SIDE**3),
+    }
+
+
+def _spans(dataset: Dataset, positions: np.ndarray) -> Iterator[bytes]:
+    """Yield the bytes of each sample as they lie in its shard, tar headers included."""
+    rows = dataset.shards.rows
+    files = {shard: dataset.shards.open_shard(shard) for shard in np.unique(rows.shard[positions]).tolist()}
+    try:
+        for position in positions.tolist():
+            start, end = rows.span(position)
+            yield os.pread(files[int(rows.shard[position])].fileno(), end - start, start)
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _flop_of_trunk(network: Network, image: Tensor) -> int:
+    """Return the floating-point operations of the trunk on one image [1, C, H, W]."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.features(image)
+    return counter.get_total_flops()
+
+
+def _ranking(dataset: Dataset, positions: np.ndarray, scores: Scores, config: Config) -> Callable[[], object]:
+    """Return a function that makes the query of `egal` on these scores."""
+    strategy, count = find("egal"), len(positions)
+    pool = Pool(
+        keys=dataset.keys[positions], logits=scores.logits, entropy=scores.entropy, labelled_keys=dataset.keys[:0],
+        labelled_labels=dataset.labels[:0], groups=dataset.groups[positions], classes=tuple(dataset.shards.classes),
+        round=1, budget=count, rng=np.random.default_rng(0), tie_order=np.arange(count), config=config,
+        needs=strategy.needs, name=strategy.name, private={"overlap": scores.overlap},
+    )  # fmt: skip
+    return lambda: strategy(pool)

@@ -1,0 +1,103 @@
+"""One pass of a network over samples: shards → batches → trunk → `acquire` → a few numbers per sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
+from egal_bench.models.heads import LinearHead
+from egal_bench.models.network import Network
+from egal_bench.models.precision import autocast
+from egal_bench.models.weights import digest_of
+from egal_bench.scoring.batches import Step, steps_over
+from egal_bench.scoring.scores import Scores, as_rows, check_finite, scores_of
+from egal_bench.scoring.spool import Spool
+from egal_kernels import Acquisition, PackedRoi, acquire
+
+
+def score(
+    network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str, *,
+    needs: Collection[str], folder: Path | None = None, batch: int | None = None,
+) -> Scores:  # fmt: skip
+    """Return the Scores of the samples at `positions`, by `network` in evaluation mode.
+
+    Memory does not grow with the images. Rows go to `folder` at once, filed under everything that decides them, the
+    network's weights included: a pass that was interrupted, or is asked for again, computes only what is missing.
+
+    Args:
+        network: on `device`.
+        dataset: the shard set.
+        positions: int64 [N], positions in the shard set.
+        config: gives the threshold, the convention, the kind of Dice and the precision.
+        device: where the network lies.
+        needs: "roi" for the overlap of Grad-CAM and ROI, "features" for the pooled features, memory-mapped.
+        folder: where the rows are stored; None: a temporary folder.
+        batch: images per batch; None: see `steps_over`.
+
+    Raises:
+        BenchError: the numbers of a sample, which the message names, are not finite; half a batch exceeds the memory;
+            the disk is full.
+        ShardError: a shard is damaged or unreadable.
+    """
+    if folder is not None:
+        folder = folder / _identity(network, dataset, positions, config, device, needs)
+    spool = Spool(len(positions), folder, "scores")
+    soft = config.overlap == "soft"
+    step = scorer(network, config, device, needs=needs)
+    for rows in steps_over(dataset, positions[spool.done :], step, device, batch):
+        check_finite(scores_of(rows, soft=soft), positions[spool.done :], dataset.named)
+        spool.append(rows)
+    return scores_of(spool.columns(), soft=soft)
+
+
+def scorer(network: Network, config: Config, device: str, *, needs: Collection[str]) -> Step:
+    """Return the step that `score` takes per batch: `rows` (see `as_rows`) or `logits`, and `features` if needed."""
+
+    def step(images: Tensor, roi: PackedRoi) -> dict[str, Tensor]:
+        with record_function("forward"), autocast(device, config.precision):
+            maps = network.features(images)
+        columns: dict[str, Tensor] = {}
+        if "roi" in needs:
+            with record_function("explanation"):
+                columns["rows"] = as_rows(explained(network, maps, roi, config))
+        if "features" in needs or "roi" not in needs:
+            pooled = maps.mean((2, 3), dtype=torch.float32)
+            if "roi" not in needs:
+                columns["logits"] = network.head.logits(pooled)
+            if "features" in needs:
+                columns["features"] = pooled
+        return columns
+
+    return step
+
+
+def explained(network: Network, maps: Tensor, roi: PackedRoi, config: Config) -> Acquisition:
+    """Return the Acquisition of feature maps [B, C, h, w], explained by the network's head for the predicted class."""
+    measure = partial(acquire, threshold=config.threshold, convention=config.explain_convention)
+    head = network.head
+    if isinstance(head, LinearHead):
+        return measure(maps, head.weight, head.bias, roi)
+    pooled = maps.mean((2, 3), dtype=torch.float32)
+    logits = head.logits(pooled)
+    alpha = head.alpha(pooled, logits.argmax(1)) / (maps.shape[2] * maps.shape[3])
+    return measure(maps, None, None, roi, alpha=alpha, logits=logits)
+
+
+def _identity(
+    network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str, needs: Collection[str]
+) -> str:
+    """Return a name that changes with everything that decides the numbers of these arguments."""
+    rows = hashlib.sha256(np.ascontiguousarray(positions, np.int64).data).hexdigest()
+    return config.identity(
+        manifest=dataset.shards.manifest.sha256, weights=digest_of(network.state_dict()), device=device,
+        positions=rows, needs=" ".join(sorted(needs)),
+    )  # fmt: skip

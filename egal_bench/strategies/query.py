@@ -1,0 +1,51 @@
+"""The answer of a strategy: which samples to buy, best first, and with which score each was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from egal_bench.errors import BenchError
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Ranked indices into the pool and their scores.
+
+    Attributes:
+        indices: int [M], distinct, best first, M at least the budget.
+        scores: float64 [M], the score with which each sample was chosen; NaN where there was none.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def checked(cls, answer: object, name: str, budget: int, size: int) -> Query:
+        """Return `answer` as a Query of exactly `budget` samples of a pool of `size` samples.
+
+        Args:
+            answer: what the strategy `name` returned: a Query, or indices alone, which then have no scores.
+
+        Raises:
+            BenchError: the indices are too few, no integers, repeated or outside the pool, or the scores do not fit.
+        """
+        if isinstance(answer, cls):
+            indices, scores = np.asarray(answer.indices), np.asarray(answer.scores)
+        else:
+            indices = np.asarray(answer)
+            scores = np.full(indices.shape, np.nan)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu" or len(indices) < budget:
+            raise BenchError(
+                f"strategy {name!r} returned {indices.dtype} {list(indices.shape)}: "
+                f"it must return at least {budget} ranked indices"
+            )
+        if len(np.unique(indices)) < len(indices) or indices.min() < 0 or indices.max() >= size:
+            raise BenchError(f"strategy {name!r} returned repeated indices or indices outside 0..{size - 1}")
+        if scores.shape != indices.shape or scores.dtype.kind not in "fiu":
+            raise BenchError(
+                f"strategy {name!r} returned scores {scores.dtype} {list(scores.shape)} "
+                f"for {len(indices)} indices: it must return one number per index (NaN is allowed)"
+            )
+        return cls(indices[:budget].astype(np.int64), scores[:budget].astype(np.float64))

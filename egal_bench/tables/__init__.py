@@ -1,0 +1,1 @@
+"""The tables that a comparison writes: schemas, files, and the record of the environment."""

@@ -1,0 +1,91 @@
+"""What `pack` notices in a data set and says once: silences that would otherwise become wrong conclusions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from egal_shards.errors import printable
+from egal_shards.records import Raw, Source
+
+FEWEST_GROUPS = 10
+FEWEST_SAMPLES = 5  # of a class on one side of the split
+DARK = 0.02  # of the range of the pixels: an image whose 99th percentile lies below it is nearly black
+COLOURFUL = 8  # of 255, the difference between channels from which on an image is in colour
+LARGE_ROI = 0.8  # share of the image
+MOST = 0.5  # share of the samples from which on ROIs are worth a warning
+
+_COLOUR, _CONSTANT, _DARK = "in colour", "constant", "nearly black"
+_LARGE, _PIXEL = "large ROI", "one-pixel ROI"
+
+
+def noticed(raw: Raw, channels: int, mask: np.ndarray) -> Iterator[str]:
+    """Yield what is unusual about one sample.
+
+    Args:
+        raw: The decoded image.
+        channels: Channels of the packed images.
+        mask: Its ROI, bool, as it is packed.
+    """
+    image = raw.image
+    if channels == 1 and image.ndim == 3 and int(np.ptp(image.astype(np.int32), axis=2).max()) > COLOURFUL:
+        yield _COLOUR
+    top = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
+    if image.min() == image.max():
+        yield _CONSTANT
+    elif image.dtype == np.uint8 and np.quantile(image[::4, ::4], 0.99) < DARK * top:
+        yield _DARK
+    area = int(np.count_nonzero(mask))
+    if area > LARGE_ROI * mask.size:
+        yield _LARGE
+    elif area == 1:
+        yield _PIXEL
+
+
+def remarks(source: Source, splits: Sequence[str]) -> Iterator[str]:
+    """Yield what is unusual about the groups and classes of a source, given the side of the split of each record."""
+    groups = {record.group for record in source.records}
+    if len(groups) < FEWEST_GROUPS:
+        yield (
+            f"{_counted(len(groups), 'group')} only: pool and test differ by few patients, so results say little about "
+            "other patients"
+        )
+    counts = Counter((record.label, side) for record, side in zip(source.records, splits, strict=True))
+    for side in ("pool", "test"):
+        rare = [(name, counts[name, side]) for name in source.classes if counts[name, side] < FEWEST_SAMPLES]
+        if rare:
+            listed = ", ".join(f"{printable(name)!r} ({_counted(number, 'sample')})" for name, number in rare[:10])
+            yield (
+                f"fewer than {FEWEST_SAMPLES} {side} samples of class {listed}: metrics per class will be noisy; "
+                "--drop-class NAME packs the set without a class"
+            )
+
+
+def summary(counts: Mapping[str, int], samples: int, with_roi: int) -> Iterator[str]:
+    """Yield one line for each kind of `noticed` that is worth a warning, and for each note of a reader.
+
+    Args:
+        counts: Samples per kind or note.
+        samples: Samples in the set.
+        with_roi: Samples with an ROI.
+    """
+    for kind, number in sorted(counts.items()):
+        some = f"{number} of {_counted(samples, 'sample')}"
+        if kind == _COLOUR:
+            yield f"{some} are in colour and packed as grey: --channels 3 keeps the colours"
+        elif kind == _CONSTANT:
+            yield f"{some} have one pixel value everywhere: look at the picture of `egal-bench inspect`"
+        elif kind == _DARK:
+            yield f"{some} are nearly black: if the files use a part of their range, give the window that shows it"
+        elif kind in (_LARGE, _PIXEL):
+            if number > MOST * with_roi:
+                area = f"cover more than {LARGE_ROI:.0%} of the image" if kind == _LARGE else "are a single pixel"
+                yield f"{number} of {with_roi} ROIs {area}: check the units of boxes, and masks with inverted colours"
+        else:
+            yield f"{printable(kind)} ({_counted(number, 'sample')})"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

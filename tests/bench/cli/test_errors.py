@@ -1,0 +1,115 @@
+"""Who is told what: a user's mistake is one line and status 2, a defect is status 1, and --debug shows the place."""
+
+import sys
+
+import pytest
+
+from bench.command_line import egal_bench, error_of
+from bench.tiny import FLAGS
+from egal_bench.cli import main
+from egal_bench.errors import BenchError, Interrupted
+from egal_kernels.errors import ArgumentError
+from egal_shards import ShardError
+
+DEFECT = """
+import numpy as np
+from egal_bench.runs import record
+def evaluate_wrongly(logits, labels):
+    raise ValueError("a mistake of ours")
+record.evaluate = evaluate_wrongly
+def harmless(pool): return np.arange(len(pool))
+harmless.needs_roi = harmless.needs_features = False
+"""
+WRONG = """
+def wrong(pool):
+    return pool.entropy.no_such_attribute
+wrong.needs_roi = wrong.needs_features = False
+"""
+
+
+@pytest.fixture
+def compare(tmp_path):
+    """Return a function that compares one strategy of a user's module with one or two workers."""
+    (tmp_path / "breaks.py").write_text(DEFECT)
+    (tmp_path / "mine.py").write_text(WRONG)
+    return lambda *words: egal_bench("compare", *FLAGS, "--seeds=2", "--out=out", *words, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_defect_in_a_run_ends_with_status_1(compare, workers):
+    message = error_of(compare("--strategies=breaks:harmless", f"--workers={workers}"), status=1)
+    assert message == "error: ValueError: a mistake of ours (a defect of egal-bench: --debug shows where)"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_debug_shows_where_a_defect_was_raised(compare, workers):
+    process = compare("--strategies=breaks:harmless", f"--workers={workers}", "--debug")
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert 'breaks.py", line 5, in evaluate_wrongly' in process.stderr
+    assert "ValueError: a mistake of ours" in process.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_exception_in_a_users_strategy_ends_with_status_2(compare, workers):
+    message = error_of(compare("--strategies=mine:wrong", f"--workers={workers}"), status=2)
+    assert "strategy 'mine:wrong' raised AttributeError" in message
+    assert "(mine.py, line 3)" in message
+    assert "defect" not in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_debug_shows_the_users_line_as_well(compare, workers):
+    process = compare("--strategies=mine:wrong", f"--workers={workers}", "--debug")
+    assert process.returncode == 1
+    assert 'mine.py", line 3, in wrong' in process.stderr
+    assert "return pool.entropy.no_such_attribute" in process.stderr
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake(tmp_path):
+    process = egal_bench("pack", "folder", "nowhere", "out", "--debug", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert "ShardError: " in process.stderr
+
+
+class OurOwn(ValueError):
+    """An error that states no user's mistake."""
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (BenchError("--seeds: too\nfew"), "error: --seeds: too few", 2),
+        (ShardError("shard-000001.tar: damaged"), "error: shard-000001.tar: damaged", 2),
+        (ArgumentError("maps: 3 dimensions"), "error: maps: 3 dimensions", 2),
+        (Interrupted("interrupted: 1 of 2"), "error: interrupted: 1 of 2", 130),
+        (KeyboardInterrupt(), "error: interrupted", 130),
+        (OurOwn("no"), "error: OurOwn: no (a defect of egal-bench: --debug shows where)", 1),
+        (KeyError("x"), "error: KeyError: 'x' (a defect of egal-bench: --debug shows where)", 1),
+        (OSError(5, "Input/output error", "f"),
+         "error: OSError: [Errno 5] Input/output error: 'f' (a defect of egal-bench: --debug shows where)", 1),
+        (BenchError("https://user:secret@host/set?sig=secret fails"), "error: https://host/set fails", 2),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)  # fmt: skip
+def test_kind_of_an_error_decides_line_and_status(monkeypatch, capsys, error, line, status):
+    def raises(shards):
+        raise error
+
+    monkeypatch.setattr("egal_shards.verify", raises)
+    monkeypatch.setattr(sys, "argv", ["egal-bench", "verify", "set"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_debug_lets_every_error_pass(monkeypatch):
+    def raises(shards):
+        raise BenchError("no")
+
+    monkeypatch.setattr("egal_shards.verify", raises)
+    monkeypatch.setattr(sys, "argv", ["egal-bench", "verify", "set", "--debug"])
+    with pytest.raises(BenchError):
+        main()

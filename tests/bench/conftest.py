@@ -1,0 +1,68 @@
+"""Fixtures that the tests of egal_bench share."""
+
+import functools
+import importlib
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from bench.command_line import egal_bench
+from bench.tiny import FLAGS
+
+
+@pytest.fixture
+def one_thread():
+    """Limit PyTorch to one thread, as a run of a comparison does."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(tmp_path_factory):
+    """Return a function that packs a brain phantom of 32 pixels per side, once for all tests, and opens it."""
+    from egal_bench.dataset import open_dataset
+    from egal_shards import pack
+    from egal_shards.sources import phantom
+
+    @functools.cache
+    def packed(samples: int, seed: int = 0, **settings):
+        path = tmp_path_factory.mktemp("phantom") / "set"
+        source = phantom(samples=samples, size=32, roi_area=0.08, seed=seed)
+        pack(source, path, size=32, progress=False, **settings)
+        return open_dataset(path)
+
+    return packed
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The results folder of a tiny comparison that the command line has made with one worker, and its process."""
+    cwd = tmp_path_factory.mktemp("finished")
+    process = egal_bench("compare", *FLAGS, "--workers=1", "--out=runs/one", "--json", cwd=cwd, status=0)
+    return cwd / "runs" / "one", process
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """Return a function that writes a user's module into the working folder, which is tmp_path for this test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = []
+
+    def write(name: str, text: str) -> Path:
+        names.append(name)
+        sys.modules.pop(name, None)
+        path = tmp_path / f"{name}.py"
+        path.write_text(dedent(text))
+        importlib.invalidate_caches()
+        return path
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)

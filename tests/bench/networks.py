@@ -1,0 +1,8 @@
+"""Networks for tests: small, and the same whenever the seed is the same."""
+
+from egal_bench.models.network import Network, build
+
+
+def small_cnn(seed: int = 0, size: int = 32) -> Network:
+    """Return the small CNN for grey images of `size` pixels per side and three classes, in training mode."""
+    return build("small-cnn", 3, image_channels=1, image_size=size, size=None, seed=seed)

@@ -1,0 +1,156 @@
+"""What every engine must hold, whatever it executes the runs with."""
+
+import multiprocessing
+import traceback
+from collections import defaultdict
+
+import pytest
+
+from bench.tiny import tiny_config
+from egal_bench.dataset import open_dataset
+from egal_bench.errors import BenchError
+from egal_bench.runs.engine import USER_ERRORS, Engine
+from egal_bench.runs.grid import resolved, tasks_of
+from egal_bench.runs.local_engine import LocalEngine, load_ahead
+from egal_bench.runs.run import run
+from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.workspace import Workspace
+from egal_bench.tables.results import TIMINGS
+
+ENGINES = {"in this process": LocalEngine(1), "in two processes": LocalEngine(2)}
+
+
+def ignored(task: Task, round_: int, labels: int, accuracy: float) -> None:
+    """Take the report of a round."""
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request) -> Engine:
+    return ENGINES[request.param]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_ahead():
+    """Load what worker processes need, once for all tests of this module."""
+    load_ahead("finetune")
+
+
+@pytest.fixture(autouse=True)
+def no_process_remains():
+    before = set(multiprocessing.active_children())
+    yield
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.fixture
+def tasks(phantom_dataset, user_module, tmp_path):
+    """Return a function that gives the tasks of a tiny comparison in the folder tmp_path."""
+
+    def build(*strategies: str, **settings) -> list[Task]:
+        shards = phantom_dataset(150).shards.where
+        config = resolved(tiny_config(shards, strategies=strategies, rounds=1, **settings))
+        return tasks_of(config, [open_dataset(shards)], tmp_path)
+
+    return build
+
+
+def untimed(tables: RunTables) -> RunTables:
+    """Return the tables without the columns that measure time."""
+    return {name: [{k: v for k, v in row.items() if k not in TIMINGS} for row in tables[name]] for name in tables}
+
+
+@pytest.mark.parametrize("regime", ["finetune", "frozen"])
+def test_tables_are_those_of_each_run_alone(engine, tasks, regime):
+    grid = tasks("random", "egal", regime=regime, seeds=2)
+    results = dict(engine.execute(grid, ignored))
+    assert set(results) == set(grid)
+    for task in grid:
+        alone = untimed(run(task, Workspace(), ignored))
+        assert repr(untimed(results[task])) == repr(alone), task.label  # NaN is not equal to itself
+
+
+def test_every_round_is_reported_in_order(engine, tasks):
+    grid, reports = tasks("random", "entropy"), defaultdict(list)
+    results = dict(engine.execute(grid, lambda task, *report: reports[task].append(report)))
+    for task in grid:
+        rows = results[task]["rounds"]
+        assert reports[task] == [(row["round"], row["labels"], row["accuracy"]) for row in rows]
+        assert [row["round"] for row in rows] == [0, 1]
+
+
+def test_tasks_are_taken_only_when_a_run_can_start(engine, tasks):
+    grid, taken = tasks("random", seeds=4), []
+    results = engine.execute((taken.append(task) or task for task in grid), ignored)
+    next(results)
+    assert len(taken) < len(grid)
+    results.close()
+
+
+def test_no_tasks_give_no_tables(engine):
+    assert list(engine.execute([], ignored)) == []
+
+
+def test_mistake_of_a_user_names_the_run(engine, tasks, user_module):
+    user_module("short", """
+        from egal_bench import strategy
+        @strategy("short")
+        def short(pool): return [0, 1]
+        """)  # fmt: skip
+    with pytest.raises(BenchError, match=r"^set, short:short, seed 0: strategy 'short:short' returned .*at least 10"):
+        list(engine.execute(tasks("short:short"), ignored))
+
+
+def test_exception_in_a_users_strategy_names_its_file_and_line(engine, tasks, user_module):
+    user_module("wrong", """
+        def wrong(pool):
+            return pool.entropy.no_such_attribute
+        wrong.needs_roi = wrong.needs_features = False
+        """)  # fmt: skip
+    with pytest.raises(BenchError, match=r"^set, wrong:wrong, seed 0: .*AttributeError: .*\(wrong\.py, line 3\)") as e:
+        list(engine.execute(tasks("wrong:wrong"), ignored))
+    assert "pool.entropy.no_such_attribute" in text_of(e.value)
+
+
+DEFECT = """
+    import numpy as np
+    from egal_bench.runs import record
+    def evaluate_wrongly(logits, labels):
+        raise ValueError("a mistake of ours")
+    record.evaluate = evaluate_wrongly
+    def harmless(pool): return np.arange(len(pool))
+    harmless.needs_roi = harmless.needs_features = False
+    """
+
+
+def test_defect_is_raised_as_one_with_its_place(engine, tasks, user_module, monkeypatch):
+    """The user's module breaks a function of ours, in whatever process imports it."""
+    from egal_bench.runs import record
+
+    monkeypatch.setattr(record, "evaluate", record.evaluate)  # restored afterwards
+    path = user_module("breaks", DEFECT)
+    with pytest.raises(Exception, match="a mistake of ours") as e:
+        list(engine.execute(tasks("breaks:harmless"), ignored))
+    assert not isinstance(e.value, USER_ERRORS)
+    assert f'{path}", line 5, in evaluate_wrongly' in text_of(e.value)
+
+
+def text_of(error: BaseException) -> str:
+    """Return the traceback of the error and of its causes, as --debug shows it."""
+    return "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("ending", ["close", "throw"])
+def test_early_end_of_the_iteration_stops_all_processes(engine, tasks, ending):
+    results = engine.execute(tasks("random", seeds=4), ignored)
+    next(results)
+    if ending == "close":
+        results.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            results.throw(KeyboardInterrupt())
+
+
+def test_engine_writes_no_results(engine, tasks, tmp_path):
+    list(engine.execute(tasks("random"), ignored))
+    assert {path.name for path in tmp_path.iterdir()} <= {"unfinished"}
+    assert not list(tmp_path.rglob("*.parquet"))

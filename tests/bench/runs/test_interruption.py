@@ -1,0 +1,85 @@
+"""Ctrl-C and dying processes: finished runs are kept, no half-written table remains, and the message says so."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bench.command_line import EGAL_BENCH, egal_bench, error_of
+from bench.tiny import FLAGS
+from egal_bench.tables.results import load
+
+
+def started(*words, cwd) -> subprocess.Popen:
+    return subprocess.Popen([EGAL_BENCH, "compare", *words], cwd=cwd, stderr=subprocess.PIPE, text=True)
+
+
+def interrupted(process: subprocess.Popen) -> str:
+    """Press Ctrl-C, wait, and return what the process wrote to stderr."""
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    return errors
+
+
+def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(tmp_path):
+    process = started(*FLAGS, "--workers=2", "--out=cut", "--seeds=20", cwd=tmp_path)
+    next(line for line in process.stderr if line.startswith("run 3/"))
+    errors = interrupted(process)
+    finished = int(re.search(r"error: interrupted: (\d+) of 60 runs are complete in cut", errors)[1])
+    assert "the same command resumes" in errors
+    rounds = load(tmp_path / "cut")["rounds"]
+    assert len(rounds) == 3 * finished >= 9  # complete runs only
+    assert list((tmp_path / "cut").rglob(".*.part.parquet")) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_during_a_write_leaves_no_half_written_table(tmp_path, workers):
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from types import SimpleNamespace\n"
+        "import numpy as np\n"
+        "from egal_bench.tables import results\n"
+        "def half(table, path):\n"
+        "    Path(path).write_text('PAR1')\n"
+        "    time.sleep(60)\n"
+        "results.pq = SimpleNamespace(write_table=half)\n"
+        "class Slow:\n"
+        "    needs_roi = needs_features = False\n"
+        "    def __call__(self, pool): return np.arange(len(pool))\n"
+    )
+    process = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=slow:Slow", cwd=tmp_path)
+    stop = time.monotonic() + 60
+    while not list(tmp_path.glob("cut/selections/**/.*.part.parquet")) and time.monotonic() < stop:
+        time.sleep(0.05)
+    assert "0 of 2 runs are complete" in interrupted(process)
+    assert [path.name for path in tmp_path.glob("cut/selections/**/*") if path.is_file()] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux only")
+def test_ctrl_c_while_workers_are_loaded_reaches_the_parent_alone():
+    script = (
+        "import os, signal, time\n"
+        "from egal_bench.runs.local_engine import load_ahead\n"
+        "load_ahead('frozen')\n"
+        "time.sleep(0.7)\n"  # by now the server imports torch
+        "try: os.killpg(0, signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, start_new_session=True)
+    assert (process.stdout, process.stderr) == ("interrupted\n", "")
+
+
+def test_dead_worker_is_named_by_its_run(tmp_path):
+    (tmp_path / "dies.py").write_text(
+        "import os\nclass Dies:\n    needs_roi = needs_features = False\n    def __call__(self, pool): os._exit(9)\n"
+    )
+    process = egal_bench("compare", *FLAGS, "--workers=2", "--out=out", "--strategies=dies:Dies", cwd=tmp_path)
+    message = error_of(process)
+    assert message.startswith("error: the process of phantom-brain, dies:Dies, seed")
+    assert "finished runs are kept" in message

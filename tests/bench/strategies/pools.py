@@ -1,0 +1,57 @@
+"""Pools for tests of strategies: what a strategy sees, without data, network or shards."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from egal_bench.config import Config
+from egal_bench.strategies import BoundStrategy, Overlap, Pool, find
+
+CLASSES = ("a", "b", "c", "d")
+CHANNELS = 6
+
+
+def made_pool(
+    strategy: str | BoundStrategy = "egal", n: int = 30, *, seed: int = 0, budget: int = 5, labelled: int = 8,
+    dice: np.ndarray | None = None, draw_seed: int = 7, **settings,
+) -> Pool:  # fmt: skip
+    """Return a pool of random logits, features and Dice values, which opens to `strategy` what that declares.
+
+    Args:
+        dice: float [n]; None: random.
+        draw_seed: of the pool's own Generator, from which strategies draw.
+        settings: fields of Config.
+    """
+    bound = find(strategy) if isinstance(strategy, str) else strategy
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2, size=(n, len(CLASSES)))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    dice = rng.random(n) if dice is None else dice
+    private = {
+        "roi": {"overlap": Overlap(*rng.integers(1, 99, (3, n)), dice.copy())},
+        "features": {
+            "features": rng.normal(size=(n, CHANNELS)), "labelled_features": rng.normal(size=(labelled, CHANNELS)),
+        },
+        "pool-labels": {"labels": rng.integers(0, len(CLASSES), n)},
+    }  # fmt: skip
+    return Pool(
+        keys=np.array([f"k{i:03}" for i in range(n)]), logits=logits, entropy=-(p * np.log(p)).sum(1),
+        labelled_keys=np.array([f"l{i:03}" for i in range(labelled)]),
+        labelled_labels=rng.integers(0, len(CLASSES), labelled), groups=np.array([f"g{i // 2}" for i in range(n)]),
+        classes=CLASSES, round=1, budget=budget, rng=np.random.default_rng(draw_seed), tie_order=rng.permutation(n),
+        config=Config(**settings), needs=bound.needs, name=bound.name,
+        private={key: value for need in bound.needs for key, value in private[need].items()},
+    )  # fmt: skip
+
+
+def changed(pool: Pool, **fields) -> Pool:
+    """Return a copy of `pool` with these fields, and a fresh Generator."""
+    return replace(pool, rng=np.random.default_rng(7), **fields)
+
+
+def permuted(pool: Pool, order: np.ndarray) -> Pool:
+    """Return the same samples in another order: sample `order[i]` of `pool` is sample i."""
+    arrays = {name: getattr(pool, name)[order] for name in ("keys", "logits", "entropy", "groups", "tie_order")}
+    of_pool = ("overlap", "features", "labels")  # `labelled_features` follow the labelled set
+    private = {name: value[order] if name in of_pool else value for name, value in pool.private.items()}
+    return changed(pool, **arrays, private=private)

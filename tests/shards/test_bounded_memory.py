@@ -1,0 +1,102 @@
+"""What the largest files that are read cost: each is read in a process that may use 2.5 GB for it."""
+
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.hostile_files import chunk
+
+BOUND = 2_500_000_000  # bytes for one file, beyond the program itself
+
+READ = """
+    import resource, sys
+    from pathlib import Path
+    from egal_shards import ShardError, geometry
+    from egal_shards.images import read_image, read_mask
+    from egal_shards.intensity import fit_image
+
+    name, use, bound = sys.argv[1:]
+    for line in open("/proc/self/status"):
+        if line.startswith("VmSize"):
+            limit = 1024 * int(line.split()[1]) + int(bound)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        if use == "mask":
+            mask = read_mask(Path(name))
+            geometry.resize_mask(mask, geometry.place(*mask.shape[::-1], 64, "squash"))
+        else:
+            image = read_image(Path(name), (0, 100) if use == "window" else None)
+            fit_image(image, geometry.place(image.shape[1], image.shape[0], 64, "squash"), 3, "uint16")
+        print("read")
+    except ShardError as error:
+        print(error)
+"""
+
+
+def reading(path, use):
+    """What a process that reads a file says."""
+    command = [sys.executable, "-c", textwrap.dedent(READ), str(path), use, str(BOUND)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    return done.stdout.strip()
+
+
+def png_of_zeros(path, width, height, samples, colour):
+    squeezer = zlib.compressobj(1)
+    rows = b"".join(squeezer.compress(bytes(1 + samples * width)) for _ in range(height)) + squeezer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize(("use", "samples", "colour"), [("window", 3, 2), ("mask", 4, 6)])
+def test_colours_of_100_million_pixels(tmp_path, use, samples, colour):
+    assert reading(png_of_zeros(tmp_path / "a.png", 10_000, 10_000, samples, colour), use) == "read"
+
+
+def test_an_image_of_one_long_row_is_refused(tmp_path):
+    assert "has 100000000×1 (w×h) pixels" in reading(png_of_zeros(tmp_path / "a.png", 100_000_000, 1, 1, 0), "image")
+
+
+def test_dicom_of_100_million_pixels(tmp_path):
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    from pydicom import uid
+
+    from shards.dicom_files import write
+
+    values = np.zeros((10_000, 10_000), np.uint32)
+    values[0, 0] = 9
+    elements = {"RescaleSlope": 2, "PixelPaddingValue": 3, "PhotometricInterpretation": "MONOCHROME1"}
+    path = write(tmp_path / "a.dcm", values, uid.DeflatedExplicitVRLittleEndian, **elements)
+    assert reading(path, "image") == "read"
+
+
+def test_a_profile_that_inflates_without_end(tmp_path):
+    squeezer = zlib.compressobj(1)
+    bomb = b"".join(map(squeezer.compress, [bytes(1 << 24)] * 160)) + squeezer.flush()
+    path = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(path)
+    good = path.read_bytes()
+    path.write_bytes(good[:33] + chunk(b"iCCP", b"key\0\0" + bomb) + good[33:])
+    assert reading(path, "image") == "read"
+
+
+def test_a_deflated_data_set_of_endless_items(tmp_path):
+    pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+    from pydicom import dcmread, uid
+
+    from shards.dicom_files import write
+
+    path = write(tmp_path / "a.dcm", np.zeros((9, 9), np.uint8), uid.DeflatedExplicitVRLittleEndian)
+    raw = path.read_bytes()
+    start = 144 + dcmread(path).file_meta.FileMetaInformationGroupLength
+    squeezer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    items = [b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff", *[b"\xfe\xff\0\xe0\0\0\0\0" * 100_000] * 100]
+    path.write_bytes(raw[:start] + b"".join(map(squeezer.compress, items)) + squeezer.flush())
+    assert "has more than 1000000 elements" in reading(path, "image")
