@@ -25,7 +25,7 @@ class UserCodeError(BenchError):
             error: the exception; a SyntaxError names its place itself.
             source: the user's file; the place is its innermost frame, or the innermost of all if it has none.
         """
-        frames = traceback.extract_tb(error.__traceback__)
+        frames = list(traceback.extract_tb(error.__traceback__))
         frames = [frame for frame in frames if frame.filename == source] or frames
         located = bool(frames) and not isinstance(error, SyntaxError)
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if located else ""

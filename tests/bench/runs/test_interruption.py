@@ -20,7 +20,7 @@ def started(*words, cwd) -> subprocess.Popen:
 def interrupted(process: subprocess.Popen) -> str:
     """Press Ctrl-C, wait, and return what the process wrote to stderr."""
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in errors
     return errors
@@ -47,15 +47,15 @@ def test_ctrl_c_during_a_write_leaves_no_half_written_table(tmp_path, workers):
         "from egal_bench.tables import results\n"
         "def half(table, path):\n"
         "    Path(path).write_text('PAR1')\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
         "results.pq = SimpleNamespace(write_table=half)\n"
         "class Slow:\n"
         "    needs_roi = needs_features = False\n"
         "    def __call__(self, pool): return np.arange(len(pool))\n"
     )
     process = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=slow:Slow", cwd=tmp_path)
-    stop = time.monotonic() + 60
-    while not list(tmp_path.glob("cut/selections/**/.*.part.parquet")) and time.monotonic() < stop:
+    while not list(tmp_path.glob("cut/selections/**/.*.part.parquet")):
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     assert "0 of 2 runs are complete" in interrupted(process)
     assert [path.name for path in tmp_path.glob("cut/selections/**/*") if path.is_file()] == []
