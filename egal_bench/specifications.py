@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from egal_bench.errors import BenchError, unknown
 
+MAX_SEEDS = 10_000
+
 
 @dataclass(frozen=True)
 class Specification:
@@ -46,6 +48,36 @@ def split_list(text: str) -> list[str]:
             start = position + 1
     parts.append(text[start:])
     return [part.strip() for part in parts if part.strip()]
+
+
+def parse_seeds(text: int | str) -> tuple[int, ...]:
+    """Return the seeds that `5` (0 to 4), `5:10` (5 to 9) or a list such as `3,7` names, in ascending order.
+
+    Raises:
+        ValueError: the text names no seed, one twice, or one that is not a whole number below 2³².
+    """
+    parts = [part.strip() for part in str(text).split(",")]
+    if isinstance(text, bool) or not all(re.fullmatch(r"\d{1,10}(:\d{1,10})?", part) for part in parts):
+        raise ValueError("expected a number of seeds, a range such as 5:10, or a list such as 3,7")
+    seeds: list[int] = []
+    for part in parts:
+        first, colon, end = part.partition(":")
+        if not colon and len(parts) == 1:
+            first, end = "0", first
+        if end and int(end) - int(first) > MAX_SEEDS:
+            raise ValueError(f"more than {MAX_SEEDS} seeds")
+        seeds += range(int(first), int(end)) if end else [int(first)]
+    if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+        raise ValueError("expected at least one seed, none of them twice, each below 2**32")
+    return tuple(sorted(seeds))
+
+
+def parse_part(text: str | None) -> tuple[int, int]:
+    """Return (i, n) of a part such as `2/8`, and (1, 1) for None. Raises ValueError unless 1 ≤ i ≤ n."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", "1/1" if text is None else text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("expected I/N with I from 1 to N, such as 2/8")
+    return int(match[1]), int(match[2])
 
 
 def written(name: str, parameters: BaseModel) -> str:

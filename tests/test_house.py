@@ -17,7 +17,7 @@ MAY_IMPORT = {"egal_bench": {"egal_kernels", "egal_shards"}, "egal_kernels": set
 ROOMS = {
     "egal_bench": (
         "errors", "files", "console", "plugins", "specifications", "parameters", "config", "dataset",
-        "tables", "statistics", "reports", "strategies", "models", "scoring", "learners", "runs", "profiling", "cli",
+        "tables", "statistics", "strategies", "reports", "models", "scoring", "learners", "runs", "profiling", "cli",
         "__init__",
     ),
     "egal_kernels": ("*", "shared", "acquisition", "loss", "explanation", "__init__"),

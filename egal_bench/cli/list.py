@@ -6,15 +6,22 @@ from typing import Annotated
 
 import typer
 
+from egal_bench.cli.output import Json, print_json
 from egal_bench.errors import unknown
 
 LISTS = ("strategies", "sources", "backbones", "conventions")
 
 
-def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))]) -> None:
+def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: Json = False) -> None:
     """List the strategies, sources, backbones or conventions that exist."""
     if what not in LISTS:
         raise unknown("list", what, LISTS)
+    _print(what)
+    if as_json:
+        print_json({what: _listed(what)})
+
+
+def _print(what: str) -> None:
     if what == "strategies":
         _print_strategies()
         return
@@ -34,6 +41,10 @@ def _print_strategies() -> None:
 
 
 def _listed(what: str) -> dict[str, str]:
+    if what == "strategies":
+        from egal_bench.strategies import available
+
+        return {name: strategy.summary for name, strategy in available().items()}
     if what == "sources":
         from egal_shards.sources import SOURCES
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from egal_bench.cli.inspect import inspect
 from egal_bench.cli.list import list_
+from egal_bench.cli.report import report
+from egal_bench.cli.streams import make_streams_safe
 from egal_bench.cli.verify import verify
 from egal_bench.errors import BenchError, Defect, Interrupted
 from egal_shards.errors import ShardError
@@ -26,6 +29,8 @@ COMPUTED = {
 
 def main() -> NoReturn:
     """Run the command line and exit: status 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect."""
+    make_streams_safe()
+    _compile_with_numba()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     try:
@@ -38,7 +43,15 @@ def main() -> NoReturn:
         if debug:
             raise
         status = _fail(*_line_and_status(error))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _compile_with_numba() -> None:
+    """Take back NUMBA_DISABLE_JIT for this process and its workers: the kernels exist in compiled form only."""
+    if os.environ.pop("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        print("NUMBA_DISABLE_JIT is ignored: egal-bench needs Numba's compiler", file=sys.stderr)
 
 
 def _line_and_status(error: Exception) -> tuple[str, int]:
@@ -57,6 +70,14 @@ def _is_argument_error(error: Exception) -> bool:
     return module is not None and isinstance(error, module.ArgumentError)
 
 
+def _print_version(requested: bool) -> None:
+    if requested:
+        from egal_bench import __version__
+
+        print(f"egal-bench {__version__}")
+        raise typer.Exit
+
+
 def _fail(message: str, status: int) -> int:
     print(f"error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     return status
@@ -68,12 +89,21 @@ def _app(words: Sequence[str]) -> typer.Typer:
         help="Does an acquisition strategy really beat random sampling and plain uncertainty, and by how much, "
         "per label and per mask? Every command takes --debug: an error is then shown with its traceback.",
     )  # fmt: skip
+    app.callback()(_options)
     app.command()(verify)
     app.command("inspect")(inspect)
     for name, summary in COMPUTED.items():
         app.command(name)(_computed(name, words[1:]) if words[:1] == [name] else _without_flags(summary))
+    app.command("report")(report)
     app.command("list")(list_)
     return app
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="show the version")
+    ] = False,
+) -> None: ...
 
 
 def _computed(name: str, words: Sequence[str]) -> Callable[..., None]:

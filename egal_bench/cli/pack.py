@@ -39,10 +39,10 @@ def pack(
     test: Annotated[float, Flag(help="share of the samples in the test set, above 0 and below 1")] = 0.3,
     seed: Annotated[int, Flag(help="seed of the split, and of the phantom's images")] = 0,
     only_class: Annotated[
-        list[str] | None, Flag(help="pack this class and the others that are named so; may be repeated", metavar="NAME")
+        list[str] | None, Flag(help="pack only this class; repeat the flag to pack several classes", metavar="NAME")
     ] = None,
     drop_class: Annotated[
-        list[str] | None, Flag(help="pack without this class; may be repeated", metavar="NAME")
+        list[str] | None, Flag(help="leave this class out; repeat the flag to leave out several", metavar="NAME")
     ] = None,
     as_json: Json = False,
     **flags: Any,

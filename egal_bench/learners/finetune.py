@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from egal_bench.learners.augmentation import Samples
 from egal_bench.learners.holdout import held_out
 from egal_bench.learners.training import train
 from egal_bench.models.network import Network
+from egal_bench.models.saving import network_file, read_state, state_file
+from egal_bench.scoring.class_maps import ClassMaps, class_maps
 from egal_bench.scoring.pool_pass import score
 from egal_bench.scoring.scores import Scores
 from egal_kernels import PackedRoi
@@ -67,9 +69,30 @@ class FinetuneLearner:
             raise BenchError(f"training diverged in round {round_}: lower --learning-rate (now {config.learning_rate})")
         return trained if config.explain_loss else trained[:0]
 
-    def score(self, positions: np.ndarray, needs: Collection[str]) -> Scores:
+    def score(self, positions: np.ndarray, needs: Collection[str], roi_of: np.ndarray | None = None) -> Scores:
         """Return the Scores of the samples at `positions`, streamed from the shards; see `pool_pass.score`."""
-        return score(self.network, self.dataset, positions, self.config, self.device, needs=needs, folder=self.scratch)
+        return score(
+            self.network, self.dataset, positions, self.config, self.device, needs=needs, roi_of=roi_of,
+            folder=self.scratch,
+        )  # fmt: skip
+
+    def class_maps(self, positions: np.ndarray) -> ClassMaps:
+        """Return the class maps of the samples at `positions`; see `scoring.class_maps`."""
+        return class_maps(self.network, self.dataset, positions, self.config, self.device)
+
+    def state(self) -> dict[str, bytes]:
+        """Return the weights where the next round starts from them, else {}."""
+        return {"weights.safetensors": state_file(self.network)} if self.config.warm_start else {}
+
+    def restore(self, files: Mapping[str, bytes]) -> None:
+        """Load the weights of the last finished round, where there are any."""
+        if "weights.safetensors" in files:
+            self.network.load_state_dict(read_state(files["weights.safetensors"]))
+            self.network.eval()
+
+    def network_file(self) -> dict[str, bytes]:
+        """Return the network and how to build it as {"network.safetensors": content}."""
+        return {"network.safetensors": network_file(self.network, self.dataset, self.config)}
 
     def _load(self, positions: np.ndarray) -> Samples:
         """Return the samples at `positions`, of the labelled set, whose size the budget bounds."""

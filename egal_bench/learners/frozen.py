@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import torch
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
+from egal_bench.errors import BenchError
 from egal_bench.learners.logistic import logistic_regression
+from egal_bench.learners.penalty import chosen_penalty
+from egal_bench.models.heads import LinearHead
+from egal_bench.models.network import of_config
+from egal_bench.models.saving import network_file
+from egal_bench.models.weights import load
+from egal_bench.scoring.class_maps import ClassMaps, class_maps_of
 from egal_bench.scoring.features import Features
 from egal_bench.scoring.scores import Scores, as_rows, check_finite, scores_of
 from egal_kernels import Acquisition, PackedRoi, acquire
 
+FROZEN_SEED = 0  # a frozen trunk without weights is the same for every seed, so that its features are computed once
+ALIKE = 1e-6  # deviation of a feature that does not vary; its scale is 1
 CHUNK = 64  # rows copied from the memory maps at a time
 
 
@@ -22,23 +31,36 @@ class FrozenLearner:
 
     def __init__(self, dataset: Dataset, features: Features, config: Config) -> None:
         self.dataset, self.cached, self.config = dataset, features, config
-        self.mean, self.scale = _moments(features.pooled, np.sort(dataset.pool))
+        self.mean, deviation = _moments(features.pooled, np.sort(dataset.pool))
+        varies = deviation > ALIKE
+        if not varies.any():
+            raise BenchError(
+                f"{dataset.name}: the features of all {len(dataset.pool)} samples in the pool are alike, so nothing "
+                "can be learnt from them: check the images, --backbone and --weights"
+            )
+        self.scale = np.where(varies, deviation, 1.0)
         self.weight = np.zeros((dataset.classes, len(self.mean)), np.float32)
         self.bias = np.zeros(dataset.classes, np.float32)
 
     def fit(self, labelled: np.ndarray, round_: int) -> np.ndarray:
         """Train the head on the samples at `labelled`, from zero; return no position, since no ROI is used."""
-        x = (self.cached.pooled[labelled] - self.mean) / self.scale
-        weight, bias = logistic_regression(x, self.dataset.labels[labelled], self.dataset.classes, self.config.l2)
+        x, labels = (self.cached.pooled[labelled] - self.mean) / self.scale, self.dataset.labels[labelled]
+        l2 = self.config.l2
+        if l2 == "auto":
+            l2 = chosen_penalty(x, labels, self.dataset.groups[labelled])
+        weight, bias = logistic_regression(x, labels, self.dataset.classes, l2)
         weight = weight / self.scale  # the same head on features that are not standardised
         self.weight, self.bias = weight.astype(np.float32), (bias - weight @ self.mean).astype(np.float32)
         return labelled[:0]
 
-    def score(self, positions: np.ndarray, needs: Collection[str]) -> Scores:
-        """Return the Scores of the samples at `positions`; maps and ROIs are read only for "roi"."""
+    def score(self, positions: np.ndarray, needs: Collection[str], roi_of: np.ndarray | None = None) -> Scores:
+        """Return the Scores of the samples at `positions`; maps and ROIs are read only for "roi".
+
+        The ROIs are those of the samples at `roi_of`, where it is given.
+        """
         columns: dict[str, np.ndarray] = {}
         if "roi" in needs:
-            columns["rows"] = np.concatenate([as_rows(part).numpy() for part in self._acquire(positions)])
+            columns["rows"] = np.concatenate([as_rows(part).numpy() for part in self._acquire(positions, roi_of)])
         if "features" in needs or "roi" not in needs:
             columns["features"] = self.cached.pooled[positions]
         if "roi" not in needs:
@@ -47,16 +69,43 @@ class FrozenLearner:
         check_finite(scores, positions, self.dataset.named)
         return scores
 
-    def _acquire(self, positions: np.ndarray) -> Iterator[Acquisition]:
+    def class_maps(self, positions: np.ndarray) -> ClassMaps:
+        """Return the class maps of the samples at `positions`, from the cached feature maps."""
+        with torch.no_grad():
+            parts = class_maps_of(self._head(), torch.from_numpy(self.cached.maps[positions]))
+        return ClassMaps(parts["maps"].numpy(), parts["predicted"].numpy())
+
+    def state(self) -> dict[str, bytes]:
+        """Return {}: each round fits the head from zero."""
+        return {}
+
+    def restore(self, files: Mapping[str, bytes]) -> None:
+        """Do nothing: each round fits the head from zero."""
+
+    def network_file(self) -> dict[str, bytes]:
+        """Return the trunk with the present head as {"network.safetensors": content}."""
+        weights, _ = load(self.config.weights, self.config.backbone)
+        network = of_config(self.config, self.dataset, FROZEN_SEED, weights)
+        network.head = self._head()
+        return {"network.safetensors": network_file(network, self.dataset, self.config)}
+
+    def _head(self) -> LinearHead:
+        """Return the present head as a module."""
+        head = LinearHead(self.weight.shape[1], self.weight.shape[0])
+        head.load_state_dict({"weight": torch.from_numpy(self.weight), "bias": torch.from_numpy(self.bias)})
+        return head
+
+    def _acquire(self, positions: np.ndarray, roi_of: np.ndarray | None) -> Iterator[Acquisition]:
         weight, bias = torch.from_numpy(self.weight), torch.from_numpy(self.bias)
         height = self.dataset.shards.manifest.image.size
         # one buffer for all chunks: fresh memory would cost more than the copy
         buffer = np.empty((CHUNK, *self.cached.maps.shape[1:]), self.cached.maps.dtype)
         for start in range(0, len(positions), CHUNK):
             rows = positions[start : start + CHUNK]
+            roi_rows = rows if roi_of is None else roi_of[start : start + CHUNK]
             # mode="clip", since "raise" copies twice
             maps = np.take(self.cached.maps, rows, axis=0, out=buffer[: len(rows)], mode="clip")
-            roi = PackedRoi(torch.from_numpy(self.cached.roi[rows]), height)
+            roi = PackedRoi(torch.from_numpy(self.cached.roi[roi_rows]), height)
             yield acquire(
                 torch.from_numpy(maps), weight, bias, roi,
                 threshold=self.config.threshold, convention=self.config.explain_convention,
@@ -66,12 +115,11 @@ class FrozenLearner:
 def _moments(pooled: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of the pool's features, [C].
 
-    No label enters, so every strategy shares them. A feature that does not vary gets the deviation 1.
+    No label enters, so every strategy shares them.
     """
     total = squares = np.zeros(pooled.shape[1])
     for start in range(0, len(pool), 4096):
         rows = pooled[pool[start : start + 4096]].astype(np.float64)
         total, squares = total + rows.sum(axis=0), squares + (rows * rows).sum(axis=0)
     mean = total / len(pool)
-    deviation = np.sqrt(np.maximum(squares / len(pool) - mean * mean, 0.0))
-    return mean, np.where(deviation > 1e-6, deviation, 1.0)
+    return mean, np.sqrt(np.maximum(squares / len(pool) - mean * mean, 0.0))

@@ -30,15 +30,32 @@ def logistic_regression(x: np.ndarray, labels: np.ndarray, classes: int, l2: flo
     """
     x = np.asarray(x, np.float64)
     if len(x) >= x.shape[1]:
-        return _minimise(x, labels, classes, l2)
+        return minimise(x, labels, classes, l2)
     gram = x @ x.T
-    gram[np.diag_indices_from(gram)] += 1e-12 * gram.trace()  # copies of a sample make it singular
+    gram[np.diag_indices_from(gram)] += 1e-12 * (gram.trace() or 1.0)  # copies of a sample make it singular
     lower = np.linalg.cholesky(gram)
-    v, bias = _minimise(lower, labels, classes, l2)
+    v, bias = minimise(lower, labels, classes, l2)
     return solve_triangular(lower, v.T, lower=True, trans="T").T @ x, bias
 
 
-def _minimise(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> tuple[np.ndarray, np.ndarray]:
+def minimise(
+    x: np.ndarray, labels: np.ndarray, classes: int, l2: float, *, scale: np.ndarray | float = 1.0,
+    start: np.ndarray | None = None, tolerance: float = 1e-7,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return the weight [K, C] and bias [K] that minimise mean NLL + l2/2·|scale·W|².
+
+    Args:
+        x: float64 [N, C].
+        labels: int [N].
+        classes: K.
+        l2: penalty.
+        scale: of each feature's weights in the penalty, [C] or one number.
+        start: weight and bias side by side, [K, C + 1]; None: zeros.
+        tolerance: largest component of the gradient at the end.
+
+    Raises:
+        BenchError: L-BFGS did not converge.
+    """
     one_hot = np.eye(classes)[:, labels]  # [K, N]: with classes first, products and sums follow the rows of memory
     transposed = np.ascontiguousarray(x.T)
     shape = (classes, x.shape[1] + 1)
@@ -50,12 +67,15 @@ def _minimise(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> tup
         exp = np.exp(z)
         total = exp.sum(axis=0)
         error = (exp / total - one_hot) / len(x)
-        gradient = np.hstack([error @ x + l2 * w, error.sum(axis=1, keepdims=True)])
+        scaled = scale * w
+        gradient = np.hstack([error @ x + l2 * scale * scaled, error.sum(axis=1, keepdims=True)])
         nll = (np.log(total).sum() - (one_hot * z).sum()) / len(x)
-        return nll + l2 / 2 * (w * w).sum(), gradient.ravel()
+        return nll + l2 / 2 * (scaled * scaled).sum(), gradient.ravel()
 
-    options = {"maxiter": 5000, "maxcor": CORRECTIONS, "gtol": 1e-7, "ftol": 0.0}
-    result = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
+    options = {"maxiter": 5000, "maxcor": CORRECTIONS, "gtol": tolerance, "ftol": 0.0}
+    result = minimize(
+        loss, (np.zeros(shape) if start is None else start).ravel(), jac=True, method="L-BFGS-B", options=options
+    )
     if not result.success:
         raise BenchError(f"the linear head did not converge ({result.message}); raise --l2")
     solved = result.x.reshape(shape)

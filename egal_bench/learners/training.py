@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from egal_bench.config import Config
+from egal_bench.console import say
 from egal_bench.learners.augmentation import Samples, augmented
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
@@ -51,6 +52,16 @@ class Objective:
         weights, rows = network.head.channel_weights(pooled, batch.labels)
         explained = cam_loss(maps, weights, batch.roi, rows, convention=self.convention)
         return loss + self.explain * explained.sum() / (batch.roi.area() > 0).sum().clamp(min=1)  # without ROI: 0
+
+    @torch.no_grad()
+    def explains(self, network: Network, batch: Samples) -> bool:
+        """Return whether the explanation has a gradient: whether some Grad-CAM of the batch is positive somewhere."""
+        assert batch.roi is not None
+        with_roi = batch.roi.area() > 0
+        maps = self.features(network, batch.images)
+        weights, rows = network.head.channel_weights(maps.float().mean((2, 3)), batch.labels)
+        explained = cam_loss(maps, weights, batch.roi, rows, convention=self.convention)
+        return not with_roi.any() or bool((explained[with_roi] < 1).any())
 
     def features(self, network: Network, images: Tensor) -> Tensor:
         """Return the feature maps [B, C, h, w] in this precision."""
@@ -96,6 +107,8 @@ def train(network: Network, samples: Samples, held: Samples | None, config: Conf
     if best is not None:
         best.restore()
     network.eval()
+    if samples.roi is not None and not objective.explains(network, _first(samples)):
+        say("--explain-loss: no Grad-CAM of the labelled samples is positive anywhere, so this loss has no gradient")
     return loss.item()
 
 
@@ -152,6 +165,12 @@ class _BestWeights:
             total += self.objective.nll(self.network, pooled, labels).item()
         self.network.train()
         return total
+
+
+def _first(samples: Samples) -> Samples:
+    """Return the first EVAL_BATCH samples."""
+    rows = torch.arange(min(EVAL_BATCH, len(samples.labels)))
+    return Samples(samples.images[rows], samples.labels[rows], None if samples.roi is None else samples.roi[rows])
 
 
 def _orders(samples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

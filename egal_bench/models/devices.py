@@ -25,9 +25,7 @@ def chosen_device(requested: str) -> str:
     if not usable.get(kind, False):
         raise BenchError(f"--device {requested}: this machine has none; use auto or cpu")
     if index and int(index) >= torch.cuda.device_count():
-        raise BenchError(
-            f"--device {requested}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0"
-        )
+        raise BenchError(f"--device {requested}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}")
     return requested
 
 

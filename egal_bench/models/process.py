@@ -27,17 +27,25 @@ def prepare_process() -> None:
 
 
 @contextmanager
-def reproducible(threads: int) -> Iterator[None]:
-    """Make PyTorch deterministic and limit PyTorch and BLAS to `threads` CPU threads, until the block ends."""
+def reproducible(threads: int, *, tf32: bool = False) -> Iterator[None]:
+    """Make PyTorch deterministic and limit PyTorch and BLAS to `threads` CPU threads, until the block ends.
+
+    Args:
+        threads: CPU threads.
+        tf32: whether CUDA may round the inputs of float32 products to TF32, in convolutions and matrix products.
+    """
     import torch
 
     before, determinism = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
     # "warn" instead of use_deterministic_algorithms, which would load the compiler and take seconds
     torch.set_deterministic_debug_mode("warn")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         with threadpool_limits(threads):
             yield
     finally:
         torch.set_num_threads(before)
         torch.set_deterministic_debug_mode(determinism)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

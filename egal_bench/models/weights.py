@@ -23,6 +23,8 @@ PACKAGED = {
     ),
 }
 
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # entries of a checkpoint that hold the state dict
+
 
 def load(weights: str | None, backbone: str) -> tuple[dict[str, Tensor] | None, str]:
     """Return the state dict of `backbone` and the digest that identifies it; (None, "none") for random initialisation.
@@ -48,6 +50,8 @@ def load(weights: str | None, backbone: str) -> tuple[dict[str, Tensor] | None, 
 def _from_timm(backbone: str) -> tuple[dict[str, Tensor], str]:
     import timm
 
+    if not timm.is_model(backbone):
+        raise BenchError(f"--weights timm: timm has no weights of {backbone}; name a file, or leave --weights out")
     try:
         model = timm.create_model(backbone, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -99,11 +103,19 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"--weights {path}: not a state dict of plain tensors ({brief(error)}); "
             "save model.state_dict() with safetensors or torch.save"
         ) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    state = _unwrapped(state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BenchError(f"--weights {path}: holds no state dict of tensors; save model.state_dict()")
     return state
+
+
+def _unwrapped(checkpoint: object) -> object:
+    """Return the state dict inside the wrappers that training programs put around it, beside their other entries."""
+    for _ in WRAPPERS:  # a bound, since a hostile file may hold a dict that contains itself
+        if isinstance(checkpoint, dict):
+            inner = (checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), dict))
+            checkpoint = next(inner, checkpoint)
+    return checkpoint
 
 
 def _digest(path: Path) -> str:

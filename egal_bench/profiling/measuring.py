@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-LEVEL = 0.95  # of the confidence intervals
+LEVEL = 0.95  # level of the confidence intervals
 DRAWS = 2000  # bootstrap samples
 WARM_SECONDS = 0.02
 

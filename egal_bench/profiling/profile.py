@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from egal_bench.config import Config
 from egal_bench.console import console, counted
-from egal_bench.dataset import Dataset, open_dataset, phantom_set
+from egal_bench.dataset import Dataset, open_dataset
 from egal_bench.errors import BenchError
 from egal_bench.files import replacing
 from egal_bench.models import network as networks
@@ -29,8 +29,10 @@ from egal_bench.profiling import measurements
 from egal_bench.profiling.measuring import interleaved, paired_ratio
 from egal_bench.profiling.peers import Peer, peers
 from egal_bench.profiling.stages import Resident, Stage, roofs, stages
+from egal_bench.runs.data import dataset_paths
 from egal_bench.scoring.batches import BATCH, CUDA_BATCH, Step
 from egal_bench.scoring.pool_pass import score, scorer
+from egal_bench.tables.folder import ResultsFolder
 from egal_kernels import PackedRoi
 
 SEED = 0  # draws the samples, and the order in which stages take turns
@@ -95,7 +97,8 @@ def profile(
     device = chosen_device(config.device)
     config = config.model_copy(update={"device": device, "precision": chosen_precision(config.precision, device)})
     torch.set_num_threads(config.threads)
-    dataset = open_dataset(config.shards[0] if config.shards else phantom_set(config, out))
+    ((name, path), *_) = dataset_paths(config, ResultsFolder(out), replace=True).items()
+    dataset = open_dataset(path, name)
     state, _ = weights.load(config.weights, config.backbone)
     network = networks.of_config(config, dataset, SEED, state).eval().to(device)
     order = np.random.default_rng(SEED).permutation(dataset.pool)

@@ -1,4 +1,4 @@
-"""The summary of a comparison as a table for the terminal."""
+"""The summary of a comparison as tables for the terminal, and as the JSON of `compare --json`."""
 
 from __future__ import annotations
 
@@ -12,36 +12,81 @@ from rich.table import Table
 from rich.text import Text
 
 from egal_bench.statistics.power import power_warning
+from egal_bench.statistics.summary import METRICS
+
+COLUMNS = ("accuracy", "macro AUC", "AUBC", "AUBC−random", "won", "labels", "masks", "tied")
 
 
 def summary_table(summary: pd.DataFrame) -> Group:
-    """Return a rich table of `summarise`, in percent, followed by what a reader must know to judge it."""
+    """Return a rich table of `summarise` per data set, in percent, with what a reader must know to judge it."""
     parts: list[Table | Text] = []
     for dataset, rows in summary.groupby("dataset", sort=False):
-        first = rows.iloc[0]
-        seeds = "1 seed" if first.seeds == 1 else f"{first.seeds} seeds"
-        title = f"{dataset}: %, mean ± sd over {seeds}, after {first.labels} labels"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+        seeds = _number_of_seeds(rows)
+        title = f"{dataset}: %, mean ± sd over {seeds}, after {rows.labels.max()} labels"
+        table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         table.add_column("strategy", no_wrap=True)
-        for name in ("accuracy", "macro AUC", "AUBC", "AUBC−random", "won", "labels", "masks"):
+        for name in COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
         for row in rows.to_dict("records"):
             table.add_row(
-                row["strategy"], *(_spread(row[name], row[f"{name}_sd"]) for name in ("accuracy", "macro_auc", "aubc")),
+                Text(row["strategy"]),
+                *(_spread(row[name], row[f"{name}_sd"]) for name in ("accuracy", "macro_auc", "aubc")),
                 *_difference(row), str(row["labels"]), f"{row['masks']:.0f}",
+                "" if pd.isna(row["tied"]) else f"{100 * row['tied']:.0f} %",
             )  # fmt: skip
         parts += [table, Text(_reading(rows))]
-        if warning := power_warning(int(first.seeds)):
+        compared = rows[(rows.strategy != "random") & (rows.pairs > 0)]
+        warning = power_warning(int(compared.pairs.max()), len(compared)) if len(compared) else None
+        if warning:
             parts.append(Text(f"Warning: {warning}", style="yellow"))
     return Group(*parts)
 
 
+def summary_json(summary: pd.DataFrame) -> dict[str, Any]:
+    """Return the results for `compare --json`: per data set and strategy, nothing averaged over data sets.
+
+    "datasets" holds per data set and strategy the means and sds over seeds (accuracy, macro_auc, aubc, gain, in 0..1),
+    `seeds`, `pairs`, `wins`, `labels`, `masks`, `tied` and `test_se`; what is unknown is null. "strategies", the form
+    for a single data set, holds `accuracy`, `macro_auc`, `aubc`, `labels` and `masks` alone.
+    """
+    names = [
+        *METRICS,
+        *(f"{name}_sd" for name in METRICS),
+        "seeds",
+        "pairs",
+        "wins",
+        "labels",
+        "masks",
+        "tied",
+        "test_se",
+    ]
+    datasets = {
+        str(dataset): {
+            row["strategy"]: {name: None if pd.isna(row[name]) else row[name] for name in names}
+            for row in rows.to_dict("records")
+        }
+        for dataset, rows in summary.groupby("dataset", sort=False)
+    }
+    result: dict[str, Any] = {"datasets": datasets}
+    if len(datasets) == 1:
+        short = ("accuracy", "macro_auc", "aubc", "labels", "masks")
+        (strategies,) = datasets.values()
+        result["strategies"] = {name: {k: row[k] for k in short} for name, row in strategies.items()}
+    return result
+
+
+def _number_of_seeds(rows: pd.DataFrame) -> str:
+    low, high = rows.seeds.min(), rows.seeds.max()
+    return f"{low} to {high} seeds" if low < high else "1 seed" if high == 1 else f"{high} seeds"
+
+
 def _reading(rows: pd.DataFrame) -> str:
     return (
-        f"Standard error of one accuracy on the {rows.test_size.iloc[0]} test samples: {100 * rows.test_se.max():.1f}, "
-        "shared by all strategies.\n"
+        f"Standard error of one accuracy on the {rows.test_size.iloc[0]} test samples: "
+        f"{100 * rows.test_se.max():.1f}, shared by all strategies.\n"
         "AUBC: accuracy averaged over the labels spent. AUBC−random: paired by seed; won: seeds above random.\n"
-        "masks: ROIs a strategy looked at, the pool's included."
+        "masks: ROIs that a strategy looked at, those of the pool included.\n"
+        "tied: purchases with the score of a sample that was not bought, so that a random order decided."
     )
 
 
@@ -54,4 +99,4 @@ def _difference(row: dict[Hashable, Any]) -> tuple[str, str]:
     if row["strategy"] == "random" or pd.isna(row["gain"]):
         return "", ""
     sd = "" if pd.isna(row["gain_sd"]) else f" ± {100 * row['gain_sd']:.2f}"
-    return f"{100 * row['gain']:+.2f}{sd}", f"{row['wins']}/{row['seeds']}"
+    return f"{100 * row['gain']:+.2f}{sd}", f"{row['wins']}/{row['pairs']}"

@@ -5,33 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from egal_kernels.errors import ArgumentError
-
 from egal_bench.errors import BenchError
-from egal_bench.runs.run import Report
-from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.events import Event
+from egal_bench.runs.task import Task
+from egal_kernels.errors import ArgumentError
 from egal_shards import ShardError
 
 USER_ERRORS = (BenchError, ShardError, ArgumentError)  # whatever else a run raises is a defect
 
 
 class Engine(Protocol):
-    """Executes tasks and returns their tables as rows, so that only the caller writes files of results."""
+    """Executes tasks and reports their rounds as rows, so that only the caller writes results."""
 
-    def execute(self, tasks: Iterable[Task], report: Report) -> Iterator[tuple[Task, RunTables]]:
-        """Yield each task with its tables once it is finished, in any order.
+    def execute(self, tasks: Iterable[Task]) -> Iterator[Event]:
+        """Yield the events of all tasks. Those of one task come in order; those of different tasks may alternate.
 
         Args:
-            tasks: taken one at a time, when a run can start.
-            report: called with (task, round, labels, accuracy) after each round.
+            tasks: the engine takes the next task only when its run can start.
 
         Raises:
-            BenchError: a user's mistake in a run, with the name of the run; or a process or machine died.
-            Exception: a defect, with the traceback of the place where it was raised as its cause.
+            BenchError: a user made a mistake, and the message names the run; or a process or machine died.
+            Exception: a defect; its cause holds the traceback of the place where it was raised.
         """
         ...
 
 
 def named(task: Task, error: Exception) -> BenchError:
     """Return a user's mistake with the name of the run before its message."""
-    return BenchError(f"{task.label}: {error}")
+    return BenchError(f"{task.run}: {error}")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from egal_bench.config import Config
 from egal_bench.console import console, counted
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError, Interrupted
+from egal_bench.models.backbones import is_factory
+from egal_bench.runs.identity import settings_of
 from egal_bench.runs.task import Task
 from egal_bench.strategies import find
+from egal_bench.tables.folder import ResultsFolder, RunName
+from egal_bench.tables.settings import digest
+
+MAX_NAME = 230  # characters of a percent-encoded name, so that `strategy=NAME` stays within 255
 
 if TYPE_CHECKING:
     from egal_bench.models.network import Network
-
-FROZEN_SEED = 0  # a frozen trunk without weights is the same for every seed, so that its features are computed once
 
 
 def check_feasible(config: Config, datasets: Sequence[Dataset]) -> None:
@@ -38,6 +42,16 @@ def check_feasible(config: Config, datasets: Sequence[Dataset]) -> None:
             raise BenchError(f"--explain-loss: no sample in the pool of {dataset.name} has an ROI: leave it out")
 
 
+def check_names(tasks: Sequence[Task]) -> None:
+    """Raise BenchError for a run whose name is too long for a folder, before any run starts."""
+    for name in {name for task in tasks for name in (task.run.dataset, task.run.strategy)}:
+        if (length := len(quote(name, safe=""))) > MAX_NAME:
+            raise BenchError(
+                f"the name {name[:40]!r}… takes {length} characters as a folder, and file systems allow {MAX_NAME}: "
+                "rename the shard set, or register the strategy under a shorter name"
+            )
+
+
 def resolved(config: Config) -> Config:
     """Return `config` with the device and the precision that "auto" stands for on this machine."""
     from egal_bench.models.devices import chosen_device
@@ -47,50 +61,62 @@ def resolved(config: Config) -> Config:
     return config.model_copy(update={"device": device, "precision": chosen_precision(config.precision, device)})
 
 
-def tasks_of(config: Config, datasets: Sequence[Dataset], out: Path) -> list[Task]:
+def tasks_of(config: Config, datasets: Sequence[Dataset], folder: ResultsFolder) -> list[Task]:
     """Return the tasks of the grid, seed by seed.
 
-    Each network is built once here, so that what is wrong with it is reported before any run starts. In the frozen
-    regime the features are computed here.
+    Each network is built once here, so that what is wrong with it is reported before any run starts.
 
     Args:
         config: with device and precision resolved.
         datasets: the data sets of the comparison.
-        out: folder of the results.
+        folder: where the results go.
     """
-    from egal_bench.models import network, weights
+    from egal_bench.models import backbones, network, weights
 
-    state, digest = weights.load(config.weights, config.backbone)
-    strategies = [find(specification, config).name for specification in config.strategies]
+    state, weights_digest = weights.load(config.weights, config.backbone)
+    digests = {"weights": weights_digest, "backbone_source": backbones.source_digest(config.backbone)}
+    strategies = [find(specification, config) for specification in config.strategies]
     tasks = []
     for dataset in datasets:
-        built = network.of_config(config, dataset, FROZEN_SEED, state)
-        features = _features(config, dataset, built, digest, out) if config.regime == "frozen" else None
-        identity = config.identity(manifest=dataset.shards.manifest.sha256, weights=digest, device=config.device)
-        first = Task(dataset.shards.where, dataset.name, "", 0, config, identity, features, Path())
-        for seed in range(config.seeds):
+        built = network.of_config(config, dataset, 0, state, tell=console.print)
+        if backbones.is_factory(config.backbone):  # a factory may load weights of its own
+            digests["weights"] = weights.digest_of(built.trunk.state_dict())
+        features = None
+        if config.regime == "frozen":
+            features = features_folder(config, dataset, digests, folder.path)
+            _compute_features(config, dataset, built, features)
+        for seed in config.seed_ids:
             for strategy in strategies:
-                task = replace(first, strategy=strategy, seed=seed)
-                tasks.append(replace(task, scratch=scratch_folder(out, task)))
+                settings = settings_of(config, dataset, strategy, digests)
+                run = RunName(dataset.name, strategy.name, seed)
+                scratch = folder.scratch(run, digest(settings))
+                modules = strategy.strategy.modules
+                tasks.append(Task(run, dataset.shards.where, config, settings, features, scratch, modules=modules))
     return tasks
 
 
-def scratch_folder(out: Path, task: Task) -> Path:
-    """Return the folder below `out` for what an interrupted run need not compute again."""
-    from egal_bench.tables.results import part
+def part_of(tasks: Sequence[Task], part: tuple[int, int]) -> Sequence[Task]:
+    """Return the i-th of n equal parts of the tasks, for `part` (i, n)."""
+    number, parts = part
+    return tasks[number - 1 :: parts]
 
-    return part(out / "unfinished", task.config_hash, task.dataset, task.strategy, task.seed).parent
 
-
-def _features(config: Config, dataset: Dataset, network: Network, digest: str, out: Path) -> Path:
-    """Return the folder of the frozen trunk's features, beside the results so that other comparisons share it."""
+def features_folder(config: Config, dataset: Dataset, digests: Mapping[str, str], out: Path) -> Path:
+    """Return the folder of the frozen trunk's features: beside the results, so that other comparisons share it."""
     from egal_bench.scoring import features
 
-    if config.weights is None:
+    trunk = digests["weights"] + digests["backbone_source"]
+    name = features.identity(dataset, config.backbone, trunk, config.size, config.precision)
+    return out.resolve().parent / "features" / quote(f"{dataset.name}-{config.backbone}-{name}", safe="(),=")
+
+
+def _compute_features(config: Config, dataset: Dataset, network: Network, folder: Path) -> None:
+    """Compute the features into `folder`, unless they are there and undamaged."""
+    from egal_bench.scoring import features
+
+    if config.weights is None and not is_factory(config.backbone):
         console.print("frozen trunk without --weights: its features are random projections, so expect little of them")
-    name = features.identity(dataset, config.backbone, digest, config.size, config.precision)
-    folder = out.resolve().parent / "features" / f"{dataset.name}-{config.backbone}-{name}"
-    if not folder.is_dir():
+    if not features.intact(folder, len(dataset.keys)):
         try:
             with counted(f"{dataset.name}: features of {config.backbone}", len(dataset.keys)) as advance:
                 features.extract(dataset, network, folder, config.device, advance, config.precision)
@@ -98,4 +124,3 @@ def _features(config: Config, dataset: Dataset, network: Network, digest: str, o
             raise Interrupted(
                 f"interrupted: the features so far are in {folder}.partial; the same command resumes"
             ) from None
-    return folder

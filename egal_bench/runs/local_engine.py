@@ -1,12 +1,16 @@
-"""Runs on this machine: in this process, or in worker processes that receive tasks and return tables."""
+"""Runs on this machine: in this process, or in worker processes that receive tasks and answer with events."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -15,8 +19,9 @@ from typing import cast
 from egal_bench.errors import BenchError, Defect, RemoteTraceback
 from egal_bench.models.process import prepare_process
 from egal_bench.runs.engine import USER_ERRORS, named
-from egal_bench.runs.run import Report, run
-from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.events import Event, RoundDone, RunDone
+from egal_bench.runs.run import run
+from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
 
 # On Linux, workers are forked from a server process that has loaded what they need and has done nothing else, since
@@ -24,14 +29,7 @@ from egal_bench.runs.workspace import Workspace
 # Windows cannot fork.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
-
-@dataclass(frozen=True)
-class RoundReport:
-    """A worker's message after each round."""
-
-    round: int
-    labels: int
-    accuracy: float
+LONGEST_TMPDIR = 60  # characters: the name of a socket has 108, and multiprocessing appends up to 40
 
 
 @dataclass(frozen=True)
@@ -49,33 +47,29 @@ class Failure:
     traceback: str
 
 
-Message = RoundReport | RunTables | Failure
-
-
 @dataclass(frozen=True)
 class LocalEngine:
     """Executes `workers` runs at a time, each in a process of its own; with one worker, in this process."""
 
     workers: int
 
-    def execute(self, tasks: Iterable[Task], report: Report) -> Iterator[tuple[Task, RunTables]]:
-        """Yield each task with its tables once it is finished; see `Engine.execute`.
+    def execute(self, tasks: Iterable[Task]) -> Iterator[Event]:
+        """Yield the events of all tasks; see `Engine.execute`.
 
         An error, an interrupt or the end of the iteration ends the processes.
         """
-        return self._in_processes(iter(tasks), report) if self.workers > 1 else self._in_this_process(tasks, report)
+        return self._in_processes(iter(tasks)) if self.workers > 1 else self._in_this_process(tasks)
 
-    def _in_this_process(self, tasks: Iterable[Task], report: Report) -> Iterator[tuple[Task, RunTables]]:
+    def _in_this_process(self, tasks: Iterable[Task]) -> Iterator[Event]:
         prepare_process()
         workspace = Workspace()
         for task in tasks:
             try:
-                tables = run(task, workspace, report)
+                yield from run(task, workspace)
             except USER_ERRORS as error:
                 raise named(task, error) from error
-            yield task, tables
 
-    def _in_processes(self, tasks: Iterator[Task], report: Report) -> Iterator[tuple[Task, RunTables]]:
+    def _in_processes(self, tasks: Iterator[Task]) -> Iterator[Event]:
         busy: dict[Connection, Task] = {}
         processes = []
         try:
@@ -83,20 +77,18 @@ class LocalEngine:
                 connection, process = _start_worker()
                 processes.append(process)
                 busy[connection] = task
-                connection.send(task)
+                _send(connection, task)
             while busy:
                 for connection in cast(list[Connection], wait(list(busy))):
-                    task, message = busy[connection], _receive(connection, busy[connection])
-                    if isinstance(message, RoundReport):
-                        report(task, message.round, message.labels, message.accuracy)
-                        continue
-                    yield task, message
-                    if (following := next(tasks, None)) is not None:
-                        busy[connection] = following
-                        connection.send(following)
-                    else:
-                        del busy[connection]
-                        connection.close()
+                    event = _receive(connection, busy[connection])
+                    yield event
+                    if isinstance(event, RunDone):
+                        if (following := next(tasks, None)) is not None:
+                            busy[connection] = following
+                            _send(connection, following)
+                        else:
+                            del busy[connection]
+                            connection.close()
         finally:
             for process in processes:
                 process.terminate()
@@ -107,6 +99,7 @@ class LocalEngine:
 def load_ahead(regime: str) -> None:
     """Start to load what workers of `regime` need, once for all of them, while the caller continues."""
     if sys.platform == "linux":
+        _use_short_socket_names()
         CONTEXT.set_forkserver_preload(["egal_bench.runs.preload", f"egal_bench.learners.{regime}"])
         resource_tracker.ensure_running()  # otherwise the server's start would start it, and unblock the signal
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent handles Ctrl-C
@@ -116,8 +109,18 @@ def load_ahead(regime: str) -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _use_short_socket_names() -> None:
+    """Let multiprocessing create its sockets in a folder with a short name where TMPDIR is too long for them."""
+    if len(tempfile.gettempdir()) > LONGEST_TMPDIR:
+        settings = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+        if "tempdir" not in settings:
+            settings["tempdir"] = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+            atexit.register(shutil.rmtree, settings["tempdir"], ignore_errors=True)
+
+
 def _start_worker() -> tuple[Connection, multiprocessing.process.BaseProcess]:
     """Start a worker process; return the parent's end of its connection, and the process."""
+    _use_short_socket_names()
     parent_end, worker_end = CONTEXT.Pipe()
     process = CONTEXT.Process(target=_serve, args=(worker_end,), daemon=True)
     process.start()
@@ -125,39 +128,43 @@ def _start_worker() -> tuple[Connection, multiprocessing.process.BaseProcess]:
     return parent_end, process
 
 
-def _receive(connection: Connection, task: Task) -> RoundReport | RunTables:
-    """Return the next message of the worker that executes `task`, or raise what its run has raised."""
+def _send(connection: Connection, task: Task) -> None:
+    """Send `task` to a worker; one that has died is reported by `_receive`."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.send(task)
+
+
+def _receive(connection: Connection, task: Task) -> Event:
+    """Return the next event of the worker that executes `task`, or raise what its run has raised."""
     try:
-        message: Message = connection.recv()
+        kind, content = connection.recv()
     except (EOFError, ConnectionResetError):
         raise BenchError(
-            f"the process of {task.label} died (out of memory?); finished runs are kept: run again with fewer --workers"
+            f"the process of {task.run} died (out of memory?); finished rounds are kept: run again with fewer --workers"
         ) from None
-    if isinstance(message, Failure):
-        raise (BenchError if message.by_user else Defect)(message.message) from RemoteTraceback(
-            f"\n{message.traceback}"
+    if kind is Failure:
+        raise (BenchError if content.by_user else Defect)(content.message) from RemoteTraceback(
+            f"\n{content.traceback}"
         )
-    return message
+    return kind(task, *content)
 
 
 def _serve(connection: Connection) -> None:
-    """Execute tasks from `connection` and answer with messages, until the connection closes."""
+    """Execute tasks from `connection` and answer with their events, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that `finally` blocks run
     prepare_process()
     workspace = Workspace()
-
-    def report(task: Task, round_: int, labels: int, accuracy: float) -> None:
-        connection.send(RoundReport(round_, labels, accuracy))
-
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
         try:
-            connection.send(run(task, workspace, report))
+            for event in run(task, workspace):
+                content = (event.tables, event.files) if isinstance(event, RoundDone) else (event.files,)
+                connection.send((type(event), content))  # the parent knows the task
         except Exception as error:
             by_user = isinstance(error, USER_ERRORS)
             message = str(named(task, error)) if by_user else f"{type(error).__name__}: {error}"
-            connection.send(Failure(message, by_user, traceback.format_exc()))
+            connection.send((Failure, Failure(message, by_user, traceback.format_exc())))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
+from typing import Any
 
 from rich.progress import Progress
 
-from egal_bench.console import console, progress_bars
-from egal_bench.runs.task import Task
+from egal_bench.console import console, progress_bars, say
+from egal_bench.runs.task import History, Task
 
 
 @contextmanager
@@ -23,25 +25,51 @@ class GridProgress:
     """The bars of the runs in `tasks`."""
 
     def __init__(self, bars: Progress, tasks: Sequence[Task]) -> None:
-        self._bars, self._runs, self._finished = bars, len(tasks), 0
-        self._notes: dict[Task, str] = {}
+        self._bars, self._runs, self._finished, self._start = bars, len(tasks), 0, monotonic()
+        self._rounds_done = 0  # rounds that this process has finished
+        self._notes: dict[str, str] = {}
+        self._rounds_left = {str(task.run): task.config.rounds + 1 for task in tasks}
         steps = Counter[tuple[str, str]]()
         for task in tasks:
-            steps[task.dataset, task.strategy] += task.config.rounds + 1
+            steps[task.run.dataset, task.run.strategy] += task.config.rounds + 1
         self._rows = {name: bars.add_task(" ".join(name), total=total, note="") for name, total in steps.items()}
         self._all = bars.add_task("all runs", total=sum(steps.values()), note=f"0/{self._runs} runs")
 
-    def round_done(self, task: Task, round_: int, labels: int, accuracy: float) -> None:
-        """Advance the bars by one round of `task`."""
-        note = f"seed {task.seed} round {round_}/{task.config.rounds}: accuracy {accuracy:.3f} at {labels} labels"
-        self._notes[task] = note
-        self._bars.update(self._rows[task.dataset, task.strategy], advance=1, note=note)
-        self._bars.update(self._all, advance=1)
+    def resumed(self, task: Task, history: History | None) -> None:
+        """Count the rounds of `history` as done."""
+        self._advance(task, history.last_round + 1 if history else 0)
+
+    def round_done(self, task: Task, row: Mapping[str, Any]) -> None:
+        """Advance the bars by one round of `task`, whose row of `rounds` is given."""
+        run, last = task.run, task.config.rounds
+        note = f"seed {run.seed} round {row['round']}/{last}: accuracy {row['accuracy']:.3f} at {row['labels']} labels"
+        self._notes[str(run)] = note
+        self._bars.update(self._rows[run.dataset, run.strategy], note=note)
+        self._rounds_done += 1
+        self._advance(task, 1)
 
     def run_done(self, task: Task) -> None:
-        """Count `task` as finished, its tables being written."""
+        """Count `task` as finished: its tables are written, by this process or by another one."""
+        self._advance(task, self._rounds_left[str(task.run)])
         self._finished += 1
         self._bars.update(self._all, note=f"{self._finished}/{self._runs} runs")
         if not console.is_terminal:
-            note = self._notes.pop(task, f"seed {task.seed}")
-            console.print(f"run {self._finished}/{self._runs}: {task.dataset} {task.strategy} {note}", soft_wrap=True)
+            note = self._notes.pop(str(task.run), f"seed {task.run.seed}: finished by another process")
+            text = (
+                f"run {self._finished}/{self._runs}: {task.run.dataset} {task.run.strategy} {note}{self._time_left()}"
+            )
+            say(text)
+
+    def _advance(self, task: Task, rounds: int) -> None:
+        self._rounds_left[str(task.run)] -= rounds
+        self._bars.update(self._rows[task.run.dataset, task.run.strategy], advance=rounds)
+        self._bars.update(self._all, advance=rounds)
+
+    def _time_left(self) -> str:
+        """Return the estimated time until all runs are finished, from the mean time per finished round."""
+        rounds_left = sum(self._rounds_left.values())
+        left = (monotonic() - self._start) / max(self._rounds_done, 1) * rounds_left
+        if self._finished == self._runs:
+            return ""
+        minutes, seconds = divmod(round(left), 60)
+        return f", about {minutes} min {seconds:02} s left" if minutes else f", about {seconds} s left"

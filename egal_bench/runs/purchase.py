@@ -9,6 +9,7 @@ import numpy as np
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.learners.learner import Learner
+from egal_bench.runs.task import round_generator
 from egal_bench.scoring.scores import Scores
 from egal_bench.strategies import BoundStrategy, Overlap, Pool
 
@@ -21,15 +22,19 @@ class Purchase:
         positions: int64 [B], positions in the shard set.
         scores: float64 [B], the score with which each was chosen.
         entropy: float [B], nats.
+        tied: bool [B], whether its score equals that of a sample that was not bought.
         overlap: of Grad-CAM and ROI of the bought samples; their ROIs are bought with the labels.
-        rois: int64, positions whose ROIs the strategy looked at to choose.
+        unlabelled: int64 [N], positions of the pool from which they were chosen.
+        labelled: int64 [L], positions of the samples that were labelled then.
     """
 
     positions: np.ndarray
     scores: np.ndarray
     entropy: np.ndarray
+    tied: np.ndarray
     overlap: Overlap
-    rois: np.ndarray
+    unlabelled: np.ndarray
+    labelled: np.ndarray
 
 
 class Buyer:
@@ -44,22 +49,30 @@ class Buyer:
         streams: dict[str, np.random.SeedSequence],
     ) -> None:  # fmt: skip
         self.dataset, self.strategy, self.learner, self.config = dataset, strategy, learner, config
-        self._pool_stream, self._rng = streams["pool"], np.random.default_rng(streams["query"])
+        self._streams = streams
+        ties = np.random.default_rng(streams["ties"]).permutation(len(dataset.pool))
+        self._tie_order = np.zeros(len(dataset.keys), np.int64)  # one number per position in the shard set
+        self._tie_order[dataset.pool] = ties
 
     def initial_set(self) -> np.ndarray:
         """Return the positions of the initial set, drawn at random from the pool, int64 [init]."""
-        return np.random.default_rng(self._pool_stream).permutation(self.dataset.pool)[: self.config.init]
+        return np.random.default_rng(self._streams["pool"]).permutation(self.dataset.pool)[: self.config.init]
 
     def buy(self, labelled: np.ndarray, round_: int) -> Purchase:
         """Return the purchase for round `round_`, given the samples at `labelled` in the order of labelling."""
         needs = self.strategy.needs
         unlabelled = self.dataset.pool[~np.isin(self.dataset.pool, labelled)]
-        scores = self.learner.score(unlabelled, needs)
-        query = self.strategy(self._view(unlabelled, labelled, scores, round_))
+        rng = round_generator(self._streams["query"], round_)
+        roi_of = self._shuffled_rois(unlabelled, rng) if "shuffled-roi" in needs else None
+        scores = self.learner.score(unlabelled, needs, roi_of)
+        query = self.strategy(self._view(unlabelled, labelled, scores, round_, rng))
         positions = unlabelled[query.indices]
-        overlap = scores.overlap[query.indices] if scores.overlap else self._overlap_of_bought(positions)
-        rois = unlabelled if "roi" in needs else unlabelled[:0]
-        return Purchase(positions, query.scores, scores.entropy[query.indices], overlap, rois)
+        if scores.overlap and roi_of is None:
+            overlap = scores.overlap[query.indices]
+        else:
+            overlap = self._overlap_of_bought(positions)
+        entropy = scores.entropy[query.indices]
+        return Purchase(positions, query.scores, entropy, query.tied, overlap, unlabelled, labelled)
 
     def _overlap_of_bought(self, positions: np.ndarray) -> Overlap:
         """Return the overlap of samples whose ROIs are bought with their labels, for the record."""
@@ -67,19 +80,30 @@ class Buyer:
         assert overlap is not None
         return overlap
 
-    def _view(self, unlabelled: np.ndarray, labelled: np.ndarray, scores: Scores, round_: int) -> Pool:
+    def _shuffled_rois(self, unlabelled: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return whose ROI each sample at `unlabelled` is scored with: permuted among the samples that have one."""
+        owners = unlabelled[self.dataset.has_roi[unlabelled]]
+        owners = owners[np.argsort(self._tie_order[owners])]  # so that the draw does not depend on file names
+        roi_of = np.arange(len(self.dataset.keys))
+        roi_of[owners] = owners[rng.permutation(len(owners))]
+        return roi_of[unlabelled]
+
+    def _view(
+        self, unlabelled: np.ndarray, labelled: np.ndarray, scores: Scores, round_: int, rng: np.random.Generator
+    ) -> Pool:
         """Return the pool of the samples at `unlabelled` as the strategy may see it."""
         dataset, needs = self.dataset, self.strategy.needs
         private = {
             "overlap": scores.overlap,
             "features": scores.features,
             "labelled_features": self.learner.score(labelled, {"features"}).features if "features" in needs else None,
+            "draws": scores.draws,
             "labels": dataset.labels[unlabelled],
         }
         return Pool(
             keys=dataset.keys[unlabelled], logits=scores.logits, entropy=scores.entropy,
             labelled_keys=dataset.keys[labelled], labelled_labels=dataset.labels[labelled],
             groups=dataset.groups[unlabelled], classes=tuple(dataset.shards.classes), round=round_,
-            budget=self.config.budget, rng=self._rng, tie_order=np.arange(len(unlabelled)), config=self.config,
+            budget=self.config.budget, rng=rng, tie_order=self._tie_order[unlabelled], config=self.config,
             needs=needs, name=self.strategy.name, private=private,
         )  # fmt: skip

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Iterator
 
 import numpy as np
 
 from egal_bench.models.process import reproducible
+from egal_bench.runs.events import Event, RoundDone, RunDone
 from egal_bench.runs.purchase import Buyer
 from egal_bench.runs.record import Record
-from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
-from egal_bench.strategies import find
-
-Report = Callable[[Task, int, int, float], None]  # task, round, labels, accuracy
+from egal_bench.strategies import BoundStrategy, find
 
 
-def run(task: Task, workspace: Workspace, report: Report) -> RunTables:
-    """Execute `task` and return the rows of its tables; `report` is called after each round."""
-    with reproducible(task.config.threads):
-        dataset, strategy = workspace.dataset(task.shards), find(task.strategy, task.config)
+def run(task: Task, workspace: Workspace) -> Iterator[Event]:
+    """Execute `task`; yield each round that finishes, then the end of the run.
+
+    The rounds of `task.history` are not repeated. Only where its last round has no query yet, since the run ended
+    there, its model is trained once more to make that query.
+    """
+    config = task.config
+    with reproducible(config.threads, tf32=config.precision == "tf32"):
+        dataset, strategy = workspace.dataset(task.shards), find_for(task)
         learner = workspace.learner(task)
-        buyer = Buyer(dataset, strategy, learner, task.config, task.streams())
-        record = Record(dataset, task.config_hash)
+        buyer = Buyer(dataset, strategy, learner, config, task.streams())
+        record = Record(dataset, task, strategy.needs)
 
-        labelled = buyer.initial_set()
-        record.initial_set(labelled)
-        for round_ in range(task.config.rounds + 1):
+        def buy(labelled: np.ndarray, round_: int) -> np.ndarray:
+            purchase = buyer.buy(labelled, round_)
+            record.bought(purchase, round_)
+            return np.concatenate([labelled, purchase.positions])
+
+        if task.history is None:
+            labelled, first_round = buyer.initial_set(), 0
+            record.initial_set(labelled)
+        else:
+            labelled, first_round = record.resume(task.history), task.history.last_round + 1
+            learner.restore(task.history.files)
+            if len(labelled) < config.init + first_round * config.budget:
+                learner.fit(labelled, first_round - 1)
+                labelled = buy(labelled, first_round)
+                record.explained(learner, first_round - 1, test=False)
+
+        for round_ in range(first_round, config.rounds + 1):
             record.begin_round(round_, labelled)
             record.trained(learner.fit(labelled, round_))
             record.evaluated(learner.score(dataset.test, {"roi"}))
-            if round_ < task.config.rounds:
-                purchase = buyer.buy(labelled, round_ + 1)
-                record.bought(purchase)
-                labelled = np.concatenate([labelled, purchase.positions])
-            row = record.rounds[-1]
-            report(task, round_, row["labels"], row["accuracy"])
-        return record.tables()
+            if round_ < config.rounds:
+                labelled = buy(labelled, round_ + 1)
+            record.explained(learner, round_)
+            yield RoundDone(task, record.take_rows(), learner.state())
+        yield RunDone(task, learner.network_file() if config.save_network else {})
+
+
+def find_for(task: Task) -> BoundStrategy:
+    """Return the strategy of `task`, in a worker process too.
+
+    The name of the run holds every parameter that differs from the declared defaults, so no flag has a say here.
+    """
+    for module in task.modules:
+        importlib.import_module(module)
+    return find(task.run.strategy)

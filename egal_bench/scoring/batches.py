@@ -17,14 +17,15 @@ from egal_kernels import PackedRoi
 
 BATCH = 32  # images
 CUDA_BATCH = 256
-LAG = 2  # batches by which the host follows a CUDA device
+LAG = 2  # the host waits for the results of a batch only when this many more batches are under way
 
-Step = Callable[[Tensor, PackedRoi], dict[str, Tensor]]  # images and ROIs of B samples → tensors of B rows
+Step = Callable[[Tensor, PackedRoi], dict[str, Tensor]]  # it maps images and ROIs of B samples to tensors of B rows
 
 
 def steps_over(
-    dataset: Dataset, positions: np.ndarray, step: Step, device: str, batch: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
+    dataset: Dataset, positions: np.ndarray, step: Step, device: str, batch: int | None = None,
+    roi_of: np.ndarray | None = None,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
     """Yield step(images, roi) of consecutive batches of the samples at `positions`, as arrays, in their order.
 
     While `step` runs, threads read, check and decode the next batches. To CUDA these travel on a stream of their own,
@@ -33,13 +34,15 @@ def steps_over(
 
     Args:
         batch: images per batch; None: BATCH, or CUDA_BATCH on a GPU.
+        roi_of: int64 [N], the positions whose ROIs `step` gets in place of the samples' own; None: their own. Every
+            such sample is read as well, since the digest that is checked covers image and ROI together.
 
     Raises:
         BenchError: half a batch exceeds the memory as well.
     """
     size = batch or (CUDA_BATCH if device_kind(device) == "cuda" else BATCH)
     pending: deque[tuple[dict[str, Tensor], torch.cuda.Event | None]] = deque()
-    for results in _steps(dataset, positions, step, device, size):
+    for results in _steps(dataset, positions, roi_of, step, device, size):
         pending.append(_sent(results))
         if pending[-1][1] is None or len(pending) > LAG:
             yield _arrived(*pending.popleft())
@@ -47,13 +50,15 @@ def steps_over(
         yield _arrived(*pending.popleft())
 
 
-def _steps(dataset: Dataset, positions: np.ndarray, step: Step, device: str, size: int) -> Iterator[dict[str, Tensor]]:
+def _steps(
+    dataset: Dataset, positions: np.ndarray, roi_of: np.ndarray | None, step: Step, device: str, size: int
+) -> Iterator[dict[str, Tensor]]:
     height, full_batch = dataset.shards.manifest.image.size, min(size, len(positions))
-    for batch in dataset.shards.batches(positions, size, device):
+    for images, roi in _images_and_rois(dataset, positions, roi_of, device, size):
         start = 0
-        while start < len(batch.keys):
+        while start < len(images):
             part = slice(start, start + size)
-            results = _tried(step, batch.images[part], PackedRoi(batch.roi[part], height))
+            results = _tried(step, images[part], PackedRoi(roi[part], height))
             if results is not None:
                 yield results
                 start += size
@@ -64,6 +69,18 @@ def _steps(dataset: Dataset, positions: np.ndarray, step: Step, device: str, siz
                     f"a batch of {min(size, full_batch)} exceeds the memory of {device}: end what else uses it, lower "
                     "--size, or choose a smaller --backbone"
                 )
+
+
+def _images_and_rois(
+    dataset: Dataset, positions: np.ndarray, roi_of: np.ndarray | None, device: str, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images of the samples at `positions` and the ROIs of those at `roi_of`, batch by batch."""
+    batches = dataset.shards.batches(positions, size, device)
+    if roi_of is None:
+        yield from ((batch.images, batch.roi) for batch in batches)
+    else:
+        others = dataset.shards.batches(roi_of, size, device)
+        yield from ((batch.images, other.roi) for batch, other in zip(batches, others, strict=True))
 
 
 @torch.inference_mode()
@@ -91,7 +108,8 @@ def _sent(results: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Eve
     copies = {name: torch.empty_like(tensor, device="cpu", pin_memory=True) for name, tensor in results.items()}
     for name, tensor in results.items():
         copies[name].copy_(tensor, non_blocking=True)
-    return copies, torch.cuda.current_stream().record_event()
+    # the event belongs to the device of the results, which need not be the current one
+    return copies, torch.cuda.current_stream(next(iter(results.values())).device).record_event()
 
 
 def _arrived(copies: dict[str, Tensor], event: torch.cuda.Event | None) -> dict[str, np.ndarray]:

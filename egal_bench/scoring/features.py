@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egal_bench.console import console
 from egal_bench.dataset import Dataset
-from egal_bench.errors import BenchError
+from egal_bench.errors import BenchError, brief
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_bench.scoring.batches import steps_over
-from egal_bench.scoring.spool import Spool
+from egal_bench.scoring.spool import Spool, damage
+from egal_bench.tables.locks import locked
 from egal_kernels import PackedRoi
 
 
@@ -43,23 +46,60 @@ def identity(dataset: Dataset, backbone: str, weights_digest: str, size: int | N
 
 
 def open_features(folder: Path) -> Features:
-    """Return the Features that `extract` has written to `folder`."""
-    return Features(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Features.__annotations__))
+    """Return the Features that `extract` has written to `folder`. Raises BenchError where one cannot be opened."""
+    try:
+        return Features(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Features.__annotations__))
+    except (OSError, ValueError, EOFError) as error:
+        raise BenchError(f"{folder}: {brief(error)}; the same command computes these features again") from None
+
+
+def intact(folder: Path, samples: int) -> bool:
+    """Return whether `folder` holds features of all samples, each byte as it was written."""
+    return folder.is_dir() and damage(folder, samples) is None
 
 
 def extract(
     dataset: Dataset, network: Network, folder: Path, device: str, advance: Callable[[int], None] = lambda n: None,
     precision: str = "float32",
 ) -> None:  # fmt: skip
-    """Write the Features of all samples into `folder`, continuing where an interrupted call has stopped.
+    """Write the Features of all samples into `folder`, unless they are there.
+
+    One process writes and the others wait for it. Where it ends early, for whatever reason, the next one continues
+    after its last batch. Damaged features, and those without checksums, are computed again from the first damaged
+    batch on; a line on the console says so.
 
     Args:
+        dataset: the shard set.
+        network: the trunk.
+        folder: its parent may be shared by any number of comparisons.
+        device: where the network runs.
         advance: called with n after each n samples.
+        precision: of the trunk.
 
     Raises:
         BenchError: the disk is full, or the features of a sample are NaN, infinite or beyond float16.
     """
-    spool = Spool(len(dataset.keys), folder.with_name(folder.name + ".partial"), "features")
+    samples, partial = len(dataset.keys), folder.with_name(folder.name + ".partial")
+
+    def say_waiting() -> None:
+        console.print(f"waiting for another process that computes the features in {folder}", markup=False)
+
+    with locked(folder.parent, folder.name, say_waiting):
+        if folder.is_dir():
+            if (what := damage(folder, samples)) is None:
+                advance(samples)
+                return
+            console.print(f"the features in {folder} are {what}: computing them again", markup=False)
+            shutil.rmtree(partial, ignore_errors=True)
+            folder.rename(partial)
+        _extract(dataset, network, Spool(samples, partial, "features"), device, advance, precision)
+        partial.rename(folder)
+
+
+def _extract(
+    dataset: Dataset, network: Network, spool: Spool, device: str, advance: Callable[[int], None], precision: str
+) -> None:
+    """Write the rows that `spool` lacks."""
     advance(spool.done)
     network = network.eval().to(device)
 
@@ -76,4 +116,3 @@ def extract(
             raise BenchError(f"{name}: its features are NaN, infinite or beyond float16")
         spool.append(rows)
         advance(len(rows["maps"]))
-    spool.folder.rename(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +23,16 @@ from egal_bench.models.weights import digest_of
 from egal_bench.scoring.batches import Step, steps_over
 from egal_bench.scoring.scores import Scores, as_rows, check_finite, scores_of
 from egal_bench.scoring.spool import Spool
+from egal_bench.tables.locks import locked
 from egal_kernels import Acquisition, PackedRoi, acquire
+
+# the fields of Config that decide the numbers of a pass, besides the weights of the network
+DECISIVE = ("size", "threshold", "explain_convention", "precision", "threads")
 
 
 def score(
     network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str, *,
-    needs: Collection[str], folder: Path | None = None, batch: int | None = None,
+    needs: Collection[str], roi_of: np.ndarray | None = None, folder: Path | None = None, batch: int | None = None,
 ) -> Scores:  # fmt: skip
     """Return the Scores of the samples at `positions`, by `network` in evaluation mode.
 
@@ -40,6 +46,7 @@ def score(
         config: gives the threshold, the convention, the kind of Dice and the precision.
         device: where the network lies.
         needs: "roi" for the overlap of Grad-CAM and ROI, "features" for the pooled features, memory-mapped.
+        roi_of: int64 [N], the positions whose ROIs take the place of the samples' own; None: their own.
         folder: where the rows are stored; None: a temporary folder.
         batch: images per batch; None: see `steps_over`.
 
@@ -48,14 +55,18 @@ def score(
             the disk is full.
         ShardError: a shard is damaged or unreadable.
     """
-    if folder is not None:
-        folder = folder / _identity(network, dataset, positions, config, device, needs)
-    spool = Spool(len(positions), folder, "scores")
     soft = config.overlap == "soft"
     step = scorer(network, config, device, needs=needs)
-    for rows in steps_over(dataset, positions[spool.done :], step, device, batch):
-        check_finite(scores_of(rows, soft=soft), positions[spool.done :], dataset.named)
-        spool.append(rows)
+    with ExitStack() as lock:
+        if folder is not None:
+            folder = folder / _identity(network, dataset, positions, config, device, needs, roi_of)
+            # a worker may outlive its killed comparison for a while, and write beside the worker that continues
+            lock.enter_context(locked(folder.parent, folder.name))
+        spool = Spool(len(positions), folder, "scores")
+        missing_rois = None if roi_of is None else roi_of[spool.done :]
+        for rows in steps_over(dataset, positions[spool.done :], step, device, batch, missing_rois):
+            check_finite(scores_of(rows, soft=soft), positions[spool.done :], dataset.named)
+            spool.append(rows)
     return scores_of(spool.columns(), soft=soft)
 
 
@@ -93,11 +104,18 @@ def explained(network: Network, maps: Tensor, roi: PackedRoi, config: Config) ->
 
 
 def _identity(
-    network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str, needs: Collection[str]
-) -> str:
+    network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str, needs: Collection[str],
+    roi_of: np.ndarray | None,
+) -> str:  # fmt: skip
     """Return a name that changes with everything that decides the numbers of these arguments."""
-    rows = hashlib.sha256(np.ascontiguousarray(positions, np.int64).data).hexdigest()
-    return config.identity(
-        manifest=dataset.shards.manifest.sha256, weights=digest_of(network.state_dict()), device=device,
-        positions=rows, needs=" ".join(sorted(needs)),
-    )  # fmt: skip
+    decisive = config.model_dump(mode="json", include=set(DECISIVE)) | {
+        "data": dataset.shards.manifest.sha256, "weights": digest_of(network.state_dict()), "device": device,
+        "positions": _positions_digest(positions), "needs": sorted(needs),
+    }  # fmt: skip
+    if roi_of is not None:
+        decisive["roi_of"] = _positions_digest(roi_of)
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _positions_digest(positions: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(positions, np.int64).data).hexdigest()

@@ -6,19 +6,12 @@ import numpy as np
 from statsmodels.stats.power import TTestPower
 
 from egal_bench.statistics.paired import NOISE
+from egal_bench.statistics.power import exact_floor
 
 POWER = 0.8
 MOST_SEEDS = 1000
 _SEEDS = np.unique(np.concatenate([np.arange(2, 101), np.geomspace(100, MOST_SEEDS, 48).round()]).astype(int))
 _LARGEST_EFFECT = 10.0  # the power is 1 far below it, and the noncentral t of larger effects is not finite
-
-
-def exact_floor(comparisons: int, alpha: float = 0.05) -> int:
-    """Return the smallest number of seeds with which an exact two-sided paired test can reject under Holm.
-
-    With n seeds p cannot go below 2/2^n, and Holm multiplies the smallest p by the number of comparisons.
-    """
-    return int(np.floor(np.log2(2 * comparisons / alpha) - 1e-9)) + 1
 
 
 def seeds_needed(mean: float, sd: float, margin: float, *, comparisons: int = 1, alpha: float = 0.05) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-EXACT_TEST_SEEDS = 6  # the smallest n with 2/2**n < .05
-
 
 def standard_error(accuracy: float, size: int) -> float:
     """Return the standard error of an accuracy that was measured on `size` independent test samples (binomial).
@@ -15,17 +13,36 @@ def standard_error(accuracy: float, size: int) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / size)
 
 
-def wilcoxon_floor(seeds: int) -> float:
-    """Return the smallest two-sided p of an exact paired Wilcoxon signed-rank test with n = `seeds` pairs: 2/2^n."""
-    return min(1.0, 2.0 / 2**seeds)
+def smallest_p(seeds: int, comparisons: int = 1) -> float:
+    """Return the smallest two-sided p of an exact paired test with n = `seeds` pairs: 2/2^n, at most 1.
+
+    Holm's correction multiplies the smallest of several p by the number of comparisons.
+    """
+    return min(1.0, comparisons * 2.0 / 2**seeds)
 
 
-def power_warning(seeds: int) -> str | None:
-    """Return a sentence where `seeds` are too few for an exact paired test to reach p < .05, else None."""
-    if seeds >= EXACT_TEST_SEEDS:
+def exact_floor(comparisons: int, alpha: float = 0.05) -> int:
+    """Return the smallest number of seeds with which an exact two-sided paired test can reject under Holm."""
+    seeds = 1
+    while smallest_p(seeds, comparisons) >= alpha:
+        seeds += 1
+    return seeds
+
+
+def power_warning(seeds: int, comparisons: int) -> str | None:
+    """Return a sentence where `seeds` are too few for an exact paired test to reach p < .05, else None.
+
+    Args:
+        seeds: paired with those of the baseline.
+        comparisons: number of strategies that are compared with the baseline.
+    """
+    if comparisons < 1 or seeds >= exact_floor(comparisons):
         return None
+    one, family = comparisons == 1, f"{comparisons} comparisons"
+    test = "an exact paired Wilcoxon test" if one else f"exact paired Wilcoxon tests of {family}, corrected by Holm,"
+    lowest = smallest_p(seeds, comparisons)
+    reach = f"cannot go below p = {lowest:.3g}" if lowest < 1 else "cannot reject at all"
     return (
-        f"{seeds} seed{'s' * (seeds != 1)}: an exact paired Wilcoxon test cannot go below "
-        f"p = {wilcoxon_floor(seeds):.3g}, so no difference here can be significant at .05; "
-        f"{EXACT_TEST_SEEDS} seeds or more can"
+        f"{seeds} seed{'s' * (seeds != 1)}: {test} {reach}, so no difference here can be significant at .05; "
+        f"{exact_floor(comparisons)} seeds or more can"
     )

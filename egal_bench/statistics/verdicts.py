@@ -9,7 +9,8 @@ import pandas as pd
 
 from egal_bench.statistics.outcomes import by_seed, cell_columns, direction, split
 from egal_bench.statistics.paired import COLUMNS, differences
-from egal_bench.statistics.planning import exact_floor, seeds_needed
+from egal_bench.statistics.planning import seeds_needed
+from egal_bench.statistics.power import exact_floor
 from egal_bench.statistics.significance import equivalence_p, holm, paired_p
 
 VERDICTS = ("better", "worse", "equivalent", "undecided")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from egal_bench.errors import BenchError
+from egal_bench.strategies.declaration import Strategy
 from egal_bench.strategies.pool import Overlap, Pool
 from egal_bench.strategies.query import Query
-from egal_bench.strategies.registry import Strategy
 
 ATTRIBUTES = {"needs_roi": "roi", "needs_features": "features"}
 

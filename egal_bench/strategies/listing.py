@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from egal_bench.parameters import STRATEGY_FIELDS
 from egal_bench.specifications import parameter_name
-from egal_bench.strategies.registry import Strategy
+from egal_bench.strategies.declaration import Strategy
 
 
 def described(strategy: Strategy) -> list[str]:

@@ -18,6 +18,8 @@ from egal_bench.strategies.terms import fill_empty
 NEEDS = {
     "roi": "the overlap of the Grad-CAM with the ROI of every pool sample; each of these ROIs counts as a mask",
     "features": "the pooled features of the pool and of the labelled samples",
+    "draws": "the logits of the pool from stochastic heads, such as those of bootstrap resamples or dropout",
+    "shuffled-roi": "with `roi`: the overlap with the ROI of another pool sample, drawn at random",
     "pool-labels": "the true labels of the pool: an oracle, for controls only",
 }
 
@@ -67,7 +69,7 @@ class Pool:
         config: the settings of the comparison.
         needs: what the strategy has declared.
         name: the strategy's name, for messages.
-        private: what only a declaration opens: "overlap", "features", "labelled_features", "labels".
+        private: what only a declaration opens: "overlap", "features", "labelled_features", "draws", "labels".
     """
 
     keys: np.ndarray
@@ -107,7 +109,10 @@ class Pool:
 
     @property
     def overlap(self) -> Overlap:
-        """Return the overlap of each pool sample's Grad-CAM with its ROI. Needs "roi"."""
+        """Return the overlap of each pool sample's Grad-CAM with its ROI. Needs "roi".
+
+        With "shuffled-roi", the ROIs are permuted among the samples that have one.
+        """
         return self._declared("roi", "overlap")
 
     @cached_property
@@ -126,6 +131,11 @@ class Pool:
     def labelled_features(self) -> np.ndarray:
         """Return the pooled features of the labelled samples, float [L, C]. Needs "features"."""
         return self._declared("features", "labelled_features")
+
+    @property
+    def draws(self) -> np.ndarray:
+        """Return the logits of the pool from T stochastic heads, float [N, T, K]. Needs "draws"."""
+        return self._declared("draws", "draws")
 
     @property
     def labels(self) -> np.ndarray:
@@ -153,4 +163,6 @@ class Pool:
                 f"strategy {self.name!r} reads what it does not declare: add {need!r} to its needs, "
                 "so that its cost is counted"
             )
+        if self.private.get(value) is None:
+            raise BenchError(f"strategy {self.name!r} needs {need!r}, which no regime gives yet")
         return self.private[value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,10 +16,12 @@ class Query:
     Attributes:
         indices: int [M], distinct, best first, M at least the budget.
         scores: float64 [M], the score with which each sample was chosen; NaN where there was none.
+        tied: bool [M], whether some sample that `checked` has cut off has the same score.
     """
 
     indices: np.ndarray
     scores: np.ndarray
+    tied: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
     @classmethod
     def checked(cls, answer: object, name: str, budget: int, size: int) -> Query:
@@ -48,4 +50,5 @@ class Query:
                 f"strategy {name!r} returned scores {scores.dtype} {list(scores.shape)} "
                 f"for {len(indices)} indices: it must return one number per index (NaN is allowed)"
             )
-        return cls(indices[:budget].astype(np.int64), scores[:budget].astype(np.float64))
+        scores = scores.astype(np.float64)
+        return cls(indices[:budget].astype(np.int64), scores[:budget], np.isin(scores[:budget], scores[budget:]))

@@ -10,4 +10,6 @@ from egal_bench.strategies.registry import strategy
 @strategy("random", groups={"baselines"})
 def random(pool: Pool) -> Query:
     """Uniform, without replacement: the baseline every other strategy is compared with."""
-    return Query(pool.rng.permutation(len(pool)), np.full(len(pool), np.nan))
+    # a permutation of the tie order, not of the pool's own order, which follows the names of files
+    indices = np.argsort(pool.tie_order)[pool.rng.permutation(len(pool))]
+    return Query(indices, np.full(len(pool), np.nan))

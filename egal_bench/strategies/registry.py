@@ -4,106 +4,29 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_type_hints
-
-from pydantic import BaseModel, ConfigDict, create_model
+from typing import Any
 
 from egal_bench.config import Config
 from egal_bench.errors import BenchError, UserCodeError, unknown
-from egal_bench.parameters import STRATEGY_FIELDS
-from egal_bench.specifications import Specification, parameter_name, validated, written
-from egal_bench.strategies.pool import NEEDS, Pool
-from egal_bench.strategies.query import Query
+from egal_bench.plugins import load_attribute
+from egal_bench.specifications import Specification
+from egal_bench.strategies.declaration import BoundStrategy, Strategy
+from egal_bench.strategies.legacy import from_two_attributes
+from egal_bench.strategies.pool import NEEDS
 
-BUILT_IN_MODULES = ("random_sampling", "uncertainty", "egal")
+BUILT_IN_MODULES = (
+    "random_sampling", "uncertainty", "bald", "kcenter", "badge", "typiclust", "probcover", "egal", "controls",
+)  # fmt: skip
 GROUPS = ("baselines", "uncertainty", "diversity", "egal", "controls")
 _REGISTERED: dict[str, Strategy] = {}
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """A function from a Pool, and the keyword parameters that its signature declares, to a Query.
-
-    Attributes:
-        name: its name in specifications, tables and legends.
-        function: the strategy itself.
-        needs: what it may read beyond the model's output: keys of NEEDS.
-        groups: the groups of strategies, of GROUPS, that it belongs to.
-        source: the file that defines it, for a strategy that is not built in; "" for a built-in one.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    needs: frozenset[str] = frozenset()
-    groups: frozenset[str] = frozenset()
-    source: str = ""
-
-    def __call__(self, pool: Pool, **parameters: Any) -> Query:
-        """Return the query of the function with these parameters, the declared defaults for the others."""
-        return self.function(pool, **parameters)
-
-    @property
-    def summary(self) -> str:
-        """Return the first line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
-
-    @property
-    def oracle(self) -> bool:
-        """Return whether it reads true labels of the pool, as no real study can."""
-        return "pool-labels" in self.needs
-
-    @cached_property
-    def parameters(self) -> type[BaseModel]:
-        """Return the pydantic model of the keyword-only parameters of the function."""
-        return _parameters(self.name, self.function)
-
-    def bound(self, specification: Specification, config: Config) -> BoundStrategy:
-        """Return the strategy with the parameters of `specification`, and those of the flags where it has none."""
-        flags = {name: getattr(config, name) for name in STRATEGY_FIELDS}
-        values = validated(specification, self.parameters, flags)
-        return BoundStrategy(written(self.name, values), self, values)
-
-
-@dataclass(frozen=True)
-class BoundStrategy:
-    """A strategy with all its parameters; `name` is its canonical specification."""
-
-    name: str
-    strategy: Strategy
-    parameters: BaseModel
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Return what the strategy may read beyond the model's output."""
-        return self.strategy.needs
-
-    def __call__(self, pool: Pool) -> Query:
-        """Return the checked query, exactly `pool.budget` samples.
-
-        Raises:
-            BenchError: the strategy's answer is no query of this pool, or it reads what it does not declare.
-            UserCodeError: a strategy that is not built in raised an exception.
-        """
-        try:
-            answer = self.strategy(pool, **dict(self.parameters))
-        except BenchError:
-            raise
-        except Exception as error:
-            if not self.strategy.source:
-                raise
-            raise UserCodeError.of(f"strategy {self.name!r}", error, self.strategy.source) from error
-        return Query.checked(answer, self.name, pool.budget, len(pool))
-
-
 def strategy(
     name: str, *, needs: Collection[str] = (), groups: Collection[str] = (), needs_roi: bool = False,
-    needs_features: bool = False,
+    needs_features: bool = False, parameter_needs: Mapping[str, str] | None = None,
+    variants: Mapping[str, Sequence[str]] | None = None,
 ) -> Callable[[Callable[..., Any]], Strategy]:  # fmt: skip
     """Return a decorator that registers a function `(pool, *, parameter: type = default, …) -> Query` as `name`.
 
@@ -112,12 +35,14 @@ def strategy(
         groups: the groups of strategies, of GROUPS, that it belongs to.
         needs_roi: the earlier form of `needs={"roi"}`.
         needs_features: the earlier form of `needs={"features"}`.
+        parameter_needs: see Strategy.
+        variants: see Strategy.
 
     Raises:
         BenchError: an unknown need, or the name of a built-in strategy.
     """
     declared = frozenset(needs) | ({"roi"} if needs_roi else set()) | ({"features"} if needs_features else set())
-    for need in declared - NEEDS.keys():
+    for need in (declared | set((parameter_needs or {}).values())) - NEEDS.keys():
         raise unknown(f"need of strategy {name!r}", need, NEEDS)
 
     def register(function: Callable[..., Any]) -> Strategy:
@@ -128,10 +53,18 @@ def strategy(
             _load_built_in()
             if name in _REGISTERED and not _REGISTERED[name].source:
                 raise BenchError(f"strategy {name!r} is built in: give yours another name")
-        _REGISTERED[name] = Strategy(name, function, declared, frozenset(groups), source)
+        _REGISTERED[name] = Strategy(
+            name, function, declared, frozenset(groups), source, parameter_needs or {}, variants or {}
+        )
         return _REGISTERED[name]
 
     return register
+
+
+def built_in() -> dict[str, Strategy]:
+    """Return the built-in strategies by name; no code of a user is imported."""
+    _load_built_in()
+    return {name: strategy for name, strategy in _REGISTERED.items() if not strategy.source}
 
 
 def available() -> dict[str, Strategy]:
@@ -163,12 +96,9 @@ def _named(name: str) -> Strategy:
     points = _entry_points()
     if name in points:
         return _foreign(name, points[name].load)
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise unknown("strategy", name, [*_REGISTERED, *points])
-    if os.getcwd() not in sys.path:  # a console script does not look beside itself
-        sys.path.append(os.getcwd())
-    return _foreign(name, lambda: getattr(importlib.import_module(module), attribute))
+    return _foreign(name, lambda: load_attribute(name, f"--strategies {name}"))
 
 
 def _load_built_in() -> None:
@@ -194,22 +124,14 @@ def _foreign(name: str, load: Callable[[], Any]) -> Strategy:
 
 def _adopted(name: str, candidate: Any) -> Strategy:
     """Return a foreign object as the Strategy `name`: a decorated function, or the earlier two-attribute form."""
-    from egal_bench.strategies.legacy import from_two_attributes
-
     if isinstance(candidate, Strategy):
-        return Strategy(name, candidate.function, candidate.needs, candidate.groups, candidate.source or "<unknown>")
+        return Strategy(
+            name,
+            candidate.function,
+            candidate.needs,
+            candidate.groups,
+            candidate.source or "<unknown>",
+            candidate.parameter_needs,
+            candidate.variants,
+        )
     return from_two_attributes(name, candidate)
-
-
-def _parameters(name: str, function: Callable[..., Any]) -> type[BaseModel]:
-    signature = inspect.signature(function).parameters.values()
-    keywords = [parameter for parameter in signature if parameter.kind is parameter.KEYWORD_ONLY]
-    hints = get_type_hints(function, include_extras=True) if keywords else {}
-    fields: dict[str, Any] = {}
-    for keyword in keywords:
-        if keyword.default is keyword.empty or keyword.name not in hints:
-            raise BenchError(
-                f"strategy {name!r}: its parameter {parameter_name(keyword.name)} needs a type and a default"
-            )
-        fields[keyword.name] = (hints[keyword.name], keyword.default)
-    return create_model(f"Parameters of {name}", __config__=ConfigDict(extra="forbid", frozen=True), **fields)

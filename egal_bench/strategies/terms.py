@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import fsum
+
 import numpy as np
 
 from egal_bench.parameters import EmptyRoi, Scale
@@ -19,8 +21,13 @@ def fill_empty(misalignment: np.ndarray, policy: EmptyRoi) -> np.ndarray:
     if policy == "zero" or empty.all():
         filled[empty] = 0.0
     elif policy == "mean":
-        filled[empty] = filled[~empty].mean()
+        filled[empty] = mean(filled[~empty])
     return filled
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean of `values`, float [N], rounded once, so that it does not depend on their order."""
+    return fsum(values) / len(values)
 
 
 def scaled(term: np.ndarray, scale: Scale) -> np.ndarray:

@@ -1,106 +1,104 @@
-"""The tables of a comparison: their schemas, one atomic file per run and table, and reading them back."""
+"""Reading the tables of a results folder as DataFrames."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+import yaml
 
 from egal_bench.errors import BenchError
-from egal_bench.files import replacing
-
-PARTITION = ("dataset", "strategy", "seed")  # stored in the names of the folders, so not in the files
-
-
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+from egal_bench.tables.files import read
+from egal_bench.tables.folder import ResultsFolder, RunName
+from egal_bench.tables.schemas import OPTIONAL, ORDER, PARTITION, SCHEMAS
+from egal_bench.tables.settings import comparable
 
 
-i64, f64, text = pa.int64(), pa.float64(), pa.string()
-_RUN = {"dataset": text, "strategy": text, "seed": i64}
-SCHEMAS = {
-    # one row per round: what the model of that round, trained on `labels` labels, reached on the test set
-    "rounds": _schema(
-        **_RUN, round=i64, labels=i64, masks=i64, accuracy=f64, balanced_accuracy=f64, macro_auc=f64, macro_f1=f64,
-        nll=f64, ece=f64, test_dice=f64, test_size=i64, train_s=f64, score_s=f64, eval_s=f64, pool_size=i64,
-        config_hash=text,
-    ),
-    # one row per label: `round` is the first round trained on it; round 0 is the initial set, which has no scores (NaN)
-    "selections": _schema(
-        **_RUN, round=i64, rank=i64, key=text, label=i64, score=f64, entropy=f64, misalignment=f64,
-        intersection=i64, cam_area=i64, roi_area=i64,
-    ),
-}  # fmt: skip
-TIMINGS = ("train_s", "score_s", "eval_s")  # the only columns in which two runs of one configuration differ
+def load(path: str | Path, settings: str | None = None) -> dict[str, pd.DataFrame]:
+    """Return the tables of a results folder as DataFrames: columns as SCHEMAS, sorted by run and round.
 
-
-def part(out: Path, table: str, dataset: str, strategy: str, seed: int) -> Path:
-    """Return the path of one run's file of `table`; names are percent-encoded, so that each is one folder."""
-    values = zip(PARTITION, (dataset, strategy, str(seed)), strict=True)
-    return out / table / "/".join(f"{name}={quote(value, safe='')}" for name, value in values) / "part.parquet"
-
-
-def write(path: Path, table: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Write one run's rows, without the PARTITION columns, to `path`, completely or not at all."""
-    schema = pa.schema([field for field in SCHEMAS[table] if field.name not in PARTITION])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), temporary)
-
-
-def config_hash(path: Path) -> str | None:
-    """Return the config_hash of a finished run's `rounds` file, None where there is no such file."""
-    if not path.is_file():
-        return None
-    return str(_read(path, "rounds").column("config_hash")[0].as_py())
-
-
-def load(path: str | Path) -> dict[str, pd.DataFrame]:
-    """Return the DataFrames "rounds" and "selections" of a results folder: columns as SCHEMAS, sorted by run and round.
+    "predictions" and "explanations" are present where the comparison has kept them.
 
     Args:
         path: the folder that a comparison wrote, such as runs/NAME.
+        settings: which runs, where the folder holds runs of different settings: a digest that the warning names, or
+            "all"; None: the settings of the last comparison, with a warning that names the others.
 
     Raises:
-        BenchError: the folder holds no results, or the columns of a file are not those of the schema.
+        BenchError: the folder holds no such results, or the columns of a file are not those of the schema.
     """
-    path = Path(path)
-    return {table: _frame(path, table) for table in SCHEMAS}
+    folder = ResultsFolder(Path(path))
+    records = folder.records()
+    groups = {run: comparable(record["settings"]) for run, record in records.items()}
+    if not groups:
+        raise BenchError(f"{path}: holds no finished run of a comparison")
+    counts = Counter(groups.values())
+    if settings is None:
+        settings = _last(folder, counts)
+        others = [f"{group} ({n} runs)" for group, n in counts.items() if group != settings]
+        if others:
+            warnings.warn(
+                f"{path}: returning the {counts[settings]} runs of settings {settings}; the folder also holds "
+                f"{', '.join(others)}: load(path, settings='…') or settings='all' returns them", stacklevel=2,
+            )  # fmt: skip
+    if settings != "all" and settings not in counts:
+        raise BenchError(f"{path}: holds no runs of settings {settings!r}; it has {', '.join(counts)}")
+    runs = [run for run, group in groups.items() if settings in ("all", group)]
+    return frames(folder, runs if settings == "all" else same_data(runs, records, _described(folder).get("data", {})))
 
 
-def _frame(path: Path, table: str) -> pd.DataFrame:
-    files = sorted(path.glob(f"{table}/dataset=*/strategy=*/seed=*/part.parquet"))
-    if not files:
-        raise BenchError(
-            f"{path}: no {table}/dataset=…/strategy=…/seed=…/part.parquet below it, so not a finished comparison"
-        )
-    parts = []
-    for file in files:
-        values = dict(
-            zip(PARTITION, (unquote(p.name.partition("=")[2]) for p in reversed(file.parents[:3])), strict=True)
-        )
-        rows = _read(file, table).to_pandas()
-        parts.append(rows.assign(**(values | {"seed": int(values["seed"])})))
-    order = [*PARTITION, "round"] + ["rank"] * (table == "selections")
-    return pd.concat(parts)[SCHEMAS[table].names].sort_values(order, ignore_index=True)
-
-
-def _read(file: Path, table: str) -> pa.Table:
-    schema = pa.schema([field for field in SCHEMAS[table] if field.name not in PARTITION])
-    try:
-        table_read = pq.ParquetFile(file).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BenchError(f"{file}: unreadable ({error}); remove it and run the comparison again") from None
-    if not table_read.schema.equals(schema):
-        odd = sorted(set(table_read.schema.names) ^ set(schema.names)) or [
-            f.name for f in schema if not f.equals(table_read.schema.field(f.name))
+def frames(folder: ResultsFolder, runs: Collection[RunName]) -> dict[str, pd.DataFrame]:
+    """Return the tables of these complete runs; an optional table only where one of the runs has kept it."""
+    kept = {run: folder.kept(run) for run in runs}
+    tables = {}
+    for table, schema in SCHEMAS.items():
+        parts = [
+            read(folder.part(table, run), table).to_pandas().assign(**run._asdict())
+            for run in runs
+            if table in kept[run]
         ]
-        raise BenchError(f"{file}: columns {', '.join(odd)} are not those of {table}; another version wrote it?")
-    if not table_read.num_rows:
-        raise BenchError(f"{file}: no rows; remove it and run the comparison again")
-    return table_read
+        if parts:
+            rows = pd.concat(parts)[schema.names]
+            tables[table] = rows.sort_values([*PARTITION, *ORDER[table]], ignore_index=True)
+        elif table not in OPTIONAL:
+            tables[table] = schema.empty_table().to_pandas()
+    return tables
+
+
+def same_data(
+    runs: Collection[RunName], records: Mapping[RunName, Mapping[str, Any]], data: Mapping[str, str]
+) -> list[RunName]:
+    """Return the runs whose data set has one content: that of `data` where it names the set, else that of most runs.
+
+    Args:
+        runs: some runs of a folder.
+        records: the records of these runs.
+        data: digest of the manifest by name of the data set.
+    """
+    contents: dict[str, Counter[str]] = {}
+    for run in runs:
+        contents.setdefault(run.dataset, Counter())[records[run]["settings"]["data"]] += 1
+    chosen = {
+        name: data[name] if data.get(name) in counts else counts.most_common(1)[0][0]
+        for name, counts in contents.items()
+    }
+    return [run for run in runs if records[run]["settings"]["data"] == chosen[run.dataset]]
+
+
+def _last(folder: ResultsFolder, counts: Counter[str]) -> str:
+    """Return the settings of the last comparison in the folder, else those of most runs."""
+    described = _described(folder).get("comparable")
+    return str(described) if described in counts else counts.most_common(1)[0][0]
+
+
+def _described(folder: ResultsFolder) -> dict[str, Any]:
+    """Return what config.yaml says of the last comparison; {} where there is none."""
+    try:
+        described = yaml.safe_load((folder.path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return described if isinstance(described, dict) else {}

@@ -84,7 +84,7 @@ def _check_json(text: bytes, i: int, index: Index, manifest: Manifest, where: st
 
 def check_header(block: bytes, name: str, size: int, where: str) -> None:
     """Raise ShardError unless the block is the tar header of a regular file `name` of `size` bytes."""
-    if block == layout.member_header(name, size):  # as `pack` writes it, which is the usual case and quick to tell
+    if block == layout.member_header(name, size):  # `pack` writes it so: the usual case, which is quick to check
         return
     try:
         member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")

@@ -128,7 +128,7 @@ def _fsspec_range(files: Any, path: str, start: int, end: int, url: str) -> byte
     except PermissionError as error:
         raise ShardError(f"{shown(url)}: {_reason(error)}; give credentials that can read it") from None
     except _backend_errors() as error:
-        if type(error).__name__ == "NoCredentialsError":  # of botocore
+        if type(error).__name__ == "NoCredentialsError":  # botocore raises this error
             raise ShardError(f"{shown(url)}: {_reason(error)}; set them as for the AWS command line") from None
         raise Transient(_reason(error)) from None
 

@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         pa.field("group", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("roi_area", pa.int32(), nullable=False),  # pixels at the packed size
-        pa.field("sha256", pa.binary(32), nullable=False),  # of image, roi and json payloads, one after the other
+        pa.field("sha256", pa.binary(32), nullable=False),  # covers the payloads of image, roi and json, in this order
     ]
 )
 

@@ -69,7 +69,7 @@ def padded(size: int) -> int:
 _OWNER = b"0000644\0" + 2 * b"0000000\0"  # mode, user, group
 _TIME = b"\0" + b"00000000000\0"
 _TYPE = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")  # type, link, magic, version
-_FIXED_SUM = sum(_OWNER + _TIME + 8 * b" " + _TYPE)  # of all bytes but name and size
+_FIXED_SUM = sum(_OWNER + _TIME + 8 * b" " + _TYPE)  # sum of all bytes but those of name and size
 
 
 def member_header(name: str, size: int) -> bytes:

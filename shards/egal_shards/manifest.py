@@ -123,7 +123,7 @@ class Manifest(_Part):
             if total != self.counts.samples:
                 raise ValueError(f"{part} add up to {total}, counts.samples is {self.counts.samples}")
         for shard in self.shards:
-            if shard.bytes < 4 * BLOCK * shard.samples:  # at least two headers and two payloads
+            if shard.bytes < 4 * BLOCK * shard.samples:  # a sample has at least two headers and two payloads
                 raise ValueError(f"{shard.file} has {shard.bytes} bytes, too few for its samples ({shard.samples})")
         if self.index.bytes > MAX_INDEX_ROW * self.counts.samples + (1 << 20):
             raise ValueError(

@@ -7,10 +7,10 @@ from egal_shards.errors import ShardError
 from egal_shards.notes import note
 from egal_shards.rasters import File
 
-_LEVELS = 5  # from so many grey levels on a mask may be one that was compressed with loss or smoothed
-_NEAR = 16  # levels from black or white that JPEG may change a flat area by
-_FLAT = 0.4  # share of pixels like their right and lower neighbours from which intermediate levels are labels
-_MIDDLE = 0.25  # share of pixels in the middle of the range from which a file of many levels is a picture
+_LEVELS = 5  # a mask with at least this many grey levels may have been compressed with loss or smoothed
+_NEAR = 16  # JPEG changes flat black or white areas by fewer grey levels than this
+_FLAT = 0.4  # intermediate levels are labels if this share of their pixels equals the right and lower neighbour
+_MIDDLE = 0.25  # a file of many levels is a picture if more than this share of its pixels is of middle grey
 
 
 def roi_of(image: Image.Image, inverted_from: int | None, path: File) -> np.ndarray:

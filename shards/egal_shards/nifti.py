@@ -15,10 +15,10 @@ import numpy as np
 
 from egal_shards.errors import ShardError
 
-MAX_VOXELS = 1 << 26  # of a volume, checked before its data are read
+MAX_VOXELS = 1 << 26  # most voxels of a volume, checked before its data are read
 MAX_SIDE = 2048
 _HEADER = 348
-_MAX_OFFSET = 1 << 20  # of the data: header and extensions
+_MAX_OFFSET = 1 << 20  # largest offset of the data, after header and extensions
 _KINDS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 
 
@@ -32,7 +32,7 @@ class Volume:
     offset: int  # bytes before the data
     slope: float
     intercept: float
-    axes: tuple[tuple[int, int], ...]  # of each array axis: (anatomical axis, ±1), towards right, anterior, superior
+    axes: tuple[tuple[int, int], ...]  # one (anatomical axis, ±1) per array axis; +1 is right, anterior or superior
 
     @classmethod
     def open(cls, path: Path) -> "Volume":
@@ -82,7 +82,7 @@ class Volume:
 
     def _upright(self, plane: np.ndarray) -> np.ndarray:
         (first, step_x), (_, step_y), _ = self.axes
-        steps = (-step_x, -step_y)  # to left and posterior: along a row, and down the rows
+        steps = (-step_x, -step_y)  # towards left along a row, and towards posterior down the rows
         turned = plane[:: steps[0], :: steps[1]]
         return np.ascontiguousarray(turned.T if first == 0 else turned, np.float32)
 

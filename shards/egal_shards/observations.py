@@ -11,11 +11,11 @@ from egal_shards.errors import printable
 from egal_shards.records import Raw, Source
 
 FEWEST_GROUPS = 10
-FEWEST_SAMPLES = 5  # of a class on one side of the split
-DARK = 0.02  # of the range of the pixels: an image whose 99th percentile lies below it is nearly black
-COLOURFUL = 8  # of 255, the difference between channels from which on an image is in colour
+FEWEST_SAMPLES = 5  # fewest samples of a class on one side of the split
+DARK = 0.02  # an image is nearly black if its 99th percentile lies below this share of the pixel range
+COLOURFUL = 8  # an image is in colour if its channels differ by more than this many of 255 levels
 LARGE_ROI = 0.8  # share of the image
-MOST = 0.5  # share of the samples from which on ROIs are worth a warning
+MOST = 0.5  # a warning is worth it if more than this share of the ROIs is affected
 
 _COLOUR, _CONSTANT, _DARK = "in colour", "constant", "nearly black"
 _LARGE, _PIXEL = "large ROI", "one-pixel ROI"

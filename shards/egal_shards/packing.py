@@ -33,7 +33,7 @@ from egal_shards.writer import Encoded, SetWriter, encode
 
 _RUN = 16  # samples that a worker takes at a time, at least; the run goes on to the end of the group
 _RUN_BYTES = 16e6  # bytes of pixels in a run, at most, even where that cuts a group
-_FORKED = 64  # samples from which on forked processes are worth their start
+_FORKED = 64  # forked processes are worth their start for at least this many samples
 
 
 class _Planned(NamedTuple):

@@ -73,7 +73,7 @@ class ShardSet:
 
     def _open(self, where: str, digest: str) -> None:
         """Open the set at a path or URL. A digest that is not empty is the one that its manifest must have."""
-        self._transfers: dict[str, Transfer] = {}  # by device
+        self._transfers: dict[str, Transfer] = {}  # one Transfer per device
         self.where = where  # opens the set again; show people `urls.shown` of it, since a URL can hold secrets
         self.remote = _remote(where, digest) if is_url(where) else None
         if self.remote:

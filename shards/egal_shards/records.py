@@ -49,7 +49,7 @@ class Source:
     classes: tuple[str, ...]  # label i is classes[i]
     records: Sequence[Record]
     made: dict  # the settings of the source, as plain JSON values; they go into the manifest
-    channels: int | None = None  # where channels are modalities, not colours: the one number that `pack` may be given
+    channels: int | None = None  # number of modalities, and `pack` accepts no other; None: channels are colours
 
     def of_classes(self, only: Sequence[str] = (), drop: Sequence[str] = ()) -> "Source":
         """Return the source with the classes `only`, or without the classes `drop`; labels keep their order.

@@ -19,7 +19,7 @@ _END = bytes(2 * layout.BLOCK)  # the end marker of a tar
 class Encoded:
     """A sample that is ready to be written."""
 
-    row: dict[str, Any]  # of the index, without its shard; offsets count from the first byte of the sample
+    row: dict[str, Any]  # row of the index, without its shard; offsets count from the first byte of the sample
     data: bytes  # its tar members
     notes: tuple[str, ...] = ()  # what was noticed when it was read
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EGAL_BENCH = str(Path(sys.executable).with_name("egal-bench"))
+EGAL_BENCH = os.environ.get("LEAD_EB") or str(Path(sys.executable).with_name("egal-bench"))
 
 
 def egal_bench(*words, cwd: Path, status: int | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -32,7 +32,9 @@ def test_paper_preset_spends_570_labels():
     ("flags", "message"),
     [
         ({"init": "0"}, "--init: .*greater than or equal to 1"),
-        ({"seeds": "two"}, "--seeds: .*integer"),
+        ({"seeds": "two"}, "--seeds: expected a number of seeds, a range such as 5:10, or a list"),
+        ({"seeds": "3,3"}, "--seeds: .*none of them twice"),
+        ({"part": "3/2"}, "--part: expected I/N"),
         ({"lambda": "-1"}, "--lambda: "),
         ({"lambda": "nan"}, "--lambda: .*finite"),
         ({"threshold": "1.5"}, "--threshold: "),
@@ -83,17 +85,14 @@ def test_every_field_is_described_for_its_flag():
     assert flag_of("lambda_") == "--lambda"
 
 
-def test_identity_follows_what_decides_the_numbers_only():
-    default = Config()
-    same = Config(workers=7, out="elsewhere", seeds=9, strategies=("margin",), shards=("x",))
-    assert default.identity(manifest="m") == same.identity(manifest="m")
-    assert default.identity(manifest="m") != default.identity(manifest="n")
-    for change in ({"lambda_": 0.5}, {"budget": 61}, {"threads": 2}, {"threshold": 0.6}, {"backbone": "resnet34"}):
-        assert Config(**change).identity(manifest="m") != default.identity(manifest="m"), change
-
-
 def test_training_options_are_refused_where_nothing_is_trained():
     for name, value in {"explain_loss": 0.5, "early_stop": 0.2, "warm_start": True, "class_balance": True}.items():
         with pytest.raises(BenchError, match=f"{flag_of(name)}: belongs to --regime finetune"):
             resolve({"regime": "frozen", name: value})
-        assert Config(**{name: value}).identity() != Config().identity()
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [(3, (0, 1, 2)), ("2", (0, 1)), ("5:8", (5, 6, 7)), ("7,3", (3, 7)), ("0:2,9", (0, 1, 9))]
+)
+def test_seeds_are_a_number_a_range_or_a_list(text, seeds):
+    assert resolve({"seeds": text}).seed_ids == seeds

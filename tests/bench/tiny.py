@@ -20,7 +20,8 @@ def tiny_config(shards, **settings):
 
 def contents(out: Path) -> dict[str, pd.DataFrame]:
     """Return the tables of a results folder without the columns that measure time."""
-    from egal_bench.tables.results import TIMINGS, load
+    from egal_bench.tables.results import load
+    from egal_bench.tables.schemas import TIMINGS
 
     tables = load(out)
     return tables | {"rounds": tables["rounds"].drop(columns=list(TIMINGS))}

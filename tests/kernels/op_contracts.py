@@ -51,7 +51,7 @@ class Contract:
     """Assert that the results of a smooth problem are those of the definitions, written again as plain loops."""
 
     launch: Callable[[Any], dict[str, Any]]
-    """Return the arguments of a launch, for a real shape, of the kernel of the op's Triton module, which is passed."""
+    """Return the arguments with which the kernel of the passed Triton module is launched for a realistic shape."""
 
 
 def as_graph(op):

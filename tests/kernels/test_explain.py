@@ -329,6 +329,6 @@ def test_a_layer_left_in_training_mode_is_named():
 
 def test_a_channels_last_map_is_refused():
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3)).eval()
-    with pytest.raises(ValueError, match="inputs: .* looks like a channels-last map"):
+    with pytest.raises(ValueError, match=r"inputs: .* looks like a channels-last map"):
         explain(head, torch.rand(2, 4, 4, 8))
     assert explain(head, torch.rand(2, 8, 4, 4)).logits.shape == (2, 3)

@@ -62,7 +62,7 @@ def test_a_killed_worker_is_a_clear_error():
 
 
 def test_a_worker_killed_with_a_result_unread_is_a_clear_error():
-    """Its result is read before the next order is written to the closed pipe."""
+    """The parent reads the result of the dead worker, and then writes the next order to its closed pipe."""
     results = forked_map(lambda _: os.getpid(), range(100), 1)
     worker = next(results)
     time.sleep(0.1)  # until it has worked on everything in its pipe

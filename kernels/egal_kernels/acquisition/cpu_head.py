@@ -13,7 +13,7 @@ from egal_kernels.shared.threads import each_thread, take
 
 jit = njit(nogil=True, fastmath=FAST, error_model="numpy")
 
-MAPPED = 4  # up to so many classes, the maps of all classes are made in one pass over the features
+MAPPED = 4  # for at most this many classes, one pass over the features makes the maps of all classes
 
 
 @jit

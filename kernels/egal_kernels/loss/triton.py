@@ -20,7 +20,7 @@ from egal_kernels.shared.triton_class_maps import channels_at, load_tile, positi
 from egal_kernels.shared.triton_launch import in_place, on_device, tile_of, tuning
 from egal_kernels.shared.triton_resampling import axis_of
 
-BLOCK = 2048  # a program writes so many elements of a gradient
+BLOCK = 2048  # a program writes this many elements of a gradient
 
 
 def forward(

@@ -16,7 +16,7 @@ from numba.core.caching import FunctionCache
 def kernel(function):
     """Compile `function` on first use: without bounds checks, with NumPy's division, and without holding the GIL."""
     compiled = njit(nogil=True, error_model="numpy")(function)
-    compiled._cache = _Cache(function)  # as njit(cache=True) does
+    compiled._cache = _Cache(function)  # numba does the same for njit(cache=True)
     return compiled
 
 

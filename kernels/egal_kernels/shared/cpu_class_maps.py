@@ -26,7 +26,7 @@ def _cpu_has(feature):
 
 WIDE = 49 if _cpu_has("avx512f") else 16  # positions for which the sums of three maps fit into the registers; 49 = 7×7
 CACHED = 1 << 10  # features in a block of channels: it stays in the L1 cache while the sums of every class are taken
-AHEAD = 2 * CACHED  # features are prefetched so many elements before their use: a CPU does not foresee strided reads
+AHEAD = 2 * CACHED  # features are prefetched this many elements early, since a CPU does not foresee strided reads
 
 
 def widen(x):

@@ -13,9 +13,9 @@ class Tuning:
     """How a program is cut into tiles. Only the order of sums in the results depends on it. All are powers of two."""
 
     warps: int
-    channels: int  # in a tile of features
-    positions: int  # in a tile of features
-    columns: int  # of the resized map that are processed at a time
+    channels: int  # number of channels of a tile of features
+    positions: int  # number of positions of a tile of features
+    columns: int  # number of columns of the resized map that are processed at a time
 
 
 def tuning(channels: int, positions: int, channels_last: bool, classes: int, width: int) -> Tuning:

@@ -100,7 +100,7 @@ def _window(function: str, centre: float, width: float, path: Path) -> Step:
         raise ShardError(f"{path}: VOI function {function} of width {width:g} is not defined; give a window LOW,HIGH")
     if function == "SIGMOID":
         return lambda values: _sigmoid(values, centre, width)
-    if function == "LINEAR":  # for integers: w-1 steps between the first and the last
+    if function == "LINEAR":  # a window of w integers has w-1 steps between its first and its last
         centre, width = centre - 0.5, width - 1
     if width == 0:  # LINEAR of width 1 is a threshold
         return lambda values: (values > centre).astype(np.float32)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.tag import BaseTag
 
-MAX_ELEMENTS = 10_000  # at the top of a data set
+MAX_ELEMENTS = 10_000  # most elements at the top of a data set
 MAX_READS = 1_000_000  # about one per element and item, at any depth
-MAX_BYTES = 1 << 29  # of a file, and of what a deflated one inflates to
+MAX_BYTES = 1 << 29  # largest file, also after a deflated one is inflated
 
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()

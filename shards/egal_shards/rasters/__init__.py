@@ -22,10 +22,10 @@ from egal_shards.quiet import library_warnings_hidden
 from egal_shards.rasters import jpeg, png, tiff
 from egal_shards.sniffing import HEAD, describe
 
-MAX_PIXELS = 100_000_000  # of one picture
+MAX_PIXELS = 100_000_000  # most pixels of a picture
 MAX_SIDE = 65_535  # pixels, as JPEG and DICOM have it
-MAX_ASPECT = 200  # of the longer side to the shorter one
-MAX_BYTES = 1 << 29  # of a file
+MAX_ASPECT = 200  # largest ratio of the longer side to the shorter one
+MAX_BYTES = 1 << 29  # largest file
 
 # What Pillow's decoders raise on damaged bytes; anything else is a bug and stays loud.
 _DAMAGE = (

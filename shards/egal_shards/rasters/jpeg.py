@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_SEGMENTS = 10_000  # before the first scan; files with colour profiles and previews have some hundreds
-MAX_SCANS = 500  # of a whole file; progressive files have about ten
+MAX_SCANS = 500  # most scans of a file; progressive files have about ten
 
 SCAN, END = 0xDA, 0xD9
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # after fill bytes; 0 after 255 is no marker

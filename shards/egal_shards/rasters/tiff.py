@@ -14,7 +14,7 @@ _MAX_BIG_ENTRIES = 1 << 16
 class Directory:
     """What the first directory says of its picture."""
 
-    bits: int  # of the first sample
+    bits: int  # bits of the first sample
     white_is_zero: bool
     is_signed: bool
     tile: tuple[int, int]  # width, height; (0, 0) of a picture in strips

@@ -17,7 +17,7 @@ BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy-normalised", "xywh-normalise
 
 _LARGEST = 1e9  # pixels; no coordinate is larger
 _SHARE = 1.01  # largest coordinate of a box that is given in shares of its image, with rounding
-_AMBIGUOUS = 8  # images with boxes from which on it is no accident that every box fits both xyxy and xywh
+_AMBIGUOUS = 8  # in fewer images than this, all boxes may fit both xyxy and xywh by chance
 
 
 @dataclass(frozen=True)

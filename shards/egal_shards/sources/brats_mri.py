@@ -26,7 +26,7 @@ OTHER_REGIONS = {  # label sets of challenges that are no glioma before treatmen
 }
 GLIOMA = ("GLI", "SSA")  # challenges of glioma before treatment, by the name of their files from 2023 on
 PRESENCE = ("no tumor", "tumor")
-MODALITIES = {  # as of 2020 and as of 2023
+MODALITIES = {  # the names in files of 2020, then of 2023
     **{"t1": "t1", "t1ce": "t1ce", "t2": "t2", "flair": "flair"},
     **{"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"},
 }
@@ -53,7 +53,7 @@ class Case:
     patient: str
     challenge: str  # "GLI", "PED", …; "" in the file names before 2023
     seg: Path
-    images: tuple[Path, ...]  # of the modalities that are packed
+    images: tuple[Path, ...]  # one file per modality that is packed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PackedSlice:
 
     number: int
     label: str
-    voxels: tuple[int, ...]  # of each region
+    voxels: tuple[int, ...]  # number of voxels of each region
 
 
 def brats(
@@ -296,7 +296,7 @@ class _Loaded:
 
     images: np.ndarray  # f32 [N,H,W,C], 0…1
     regions: np.ndarray  # u8 [N,H,W]: 0 outside, i + 1 in region i
-    windows: list[Window]  # of each channel
+    windows: list[Window]  # one window per channel
 
 
 class _CaseLoader(threading.local):
@@ -319,8 +319,8 @@ class _LoadSlice:
 
     loader: _CaseLoader
     case: Case
-    numbers: tuple[int, ...]  # of all slices of the case that are packed
-    position: int  # of this slice among them
+    numbers: tuple[int, ...]  # numbers of all slices of the case that are packed
+    position: int  # place of this slice in `numbers`
     region_count: int
     roi: Roi
 

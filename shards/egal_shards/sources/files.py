@@ -79,7 +79,7 @@ class Folder:
     """A folder whose files are found by name, whichever Unicode form (NFC or NFD) the disk stores."""
 
     root: Path
-    _names: dict[Path, dict[str, list[str]]] = field(default_factory=dict)  # by folder: names by their NFC form
+    _names: dict[Path, dict[str, list[str]]] = field(default_factory=dict)  # per folder: names by their NFC form
 
     def find(self, file: str, where: str) -> Path:
         """Return the path of the regular file that a table names. Raise ShardError, with a suggestion, without one.

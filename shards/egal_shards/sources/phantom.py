@@ -11,7 +11,7 @@ from egal_shards.sources.phantom_anatomy import ANATOMIES, Rng, field
 from egal_shards.sources.phantom_lesion import expert, marker, paint, place
 
 CLASSES = {"brain": ("smooth", "ring", "lobulated"), "chest": ("nodule", "cavity", "infiltrate")}
-SHARES = (0.5, 0.3, 0.2)  # of the samples, in the order of the classes
+SHARES = (0.5, 0.3, 0.2)  # share of the samples of each class
 LARGEST_ROI = {
     "brain": 0.25,
     "chest": 0.08,
@@ -133,7 +133,7 @@ class Case:
         patient, scan = self._rng(_PATIENT, self.patient), self._rng(_SCAN, self.index)
         anatomy = ANATOMIES[self.dials.kind](patient, scan, size)
         low, high = np.log(AREA_SPREAD)
-        mean = (AREA_SPREAD[1] - AREA_SPREAD[0]) / (high - low)  # of exp(uniform(low, high))
+        mean = (AREA_SPREAD[1] - AREA_SPREAD[0]) / (high - low)  # mean of exp(uniform(low, high))
         area = self.dials.roi_area * np.exp(scan.uniform(low, high)) / mean
         lesion = place(patient, scan, self.label, area, anatomy)
         image = paint(scan, self.label, lesion, anatomy)
@@ -182,7 +182,7 @@ def _assign(rng: Rng, slices: np.ndarray, test: float) -> tuple[np.ndarray, np.n
     In every class the shares are met to within one patient.
     """
     order = rng.permutation(len(slices))
-    middle = np.cumsum(slices[order]) - slices[order] / 2  # in samples, along the shuffled patients
+    middle = np.cumsum(slices[order]) - slices[order] / 2  # middle of each patient, in samples, in shuffled order
     label, held_out = np.empty(len(slices), dtype=np.int64), np.zeros(len(slices), dtype=bool)
     label[order] = np.searchsorted(np.cumsum(SHARES)[:-1] * slices.sum(), middle)
     for kind in range(len(SHARES)):

@@ -83,7 +83,7 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]  # the named ones
-    _names: tuple[str, ...]  # of all columns, "" for unnamed ones
+    _names: tuple[str, ...]  # names of all columns, "" for an unnamed column
     _delimiter: str
     _encoding: str
 

@@ -36,7 +36,7 @@ class Reading:
     """The findings of all readers of one image, and their boxes."""
 
     row: Row  # the image's first row
-    findings: dict[str, dict[str, list[Box]]] = field(default_factory=dict)  # by reader and class
+    findings: dict[str, dict[str, list[Box]]] = field(default_factory=dict)  # boxes by reader and class
     order: list[str] = field(default_factory=list)  # classes in the order in which the table first names them
 
     def add(self, reader: str, name: str, box: Box | None) -> None:
@@ -201,7 +201,7 @@ def _chosen(classes: Sequence[str] | None, known: Sequence[str]) -> tuple[str, .
 
 def _majority(reading: Reading, names: Sequence[str]) -> str | None:
     votes = reading.votes
-    best = max(names, key=lambda name: votes[name])  # of equal votes, the first class
+    best = max(names, key=lambda name: votes[name])  # max returns the first class of equal votes
     return best if 2 * votes[best] > len(reading.findings) else None
 
 
@@ -226,7 +226,7 @@ class _Agreed:
     """A file whose ROI are the pixels with their centre in boxes of at least `least` readers."""
 
     path: Path
-    boxes: tuple[tuple[Box, ...], ...]  # by reader
+    boxes: tuple[tuple[Box, ...], ...]  # the boxes of each reader
     original: tuple[float, float] | None
     window: Window | None
     least: int

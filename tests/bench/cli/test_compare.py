@@ -1,5 +1,6 @@
 """`egal-bench compare` as a person runs it: what it prints, and how flags reach the run and its record."""
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,7 +12,7 @@ from egal_bench.tables.results import load
 def test_last_line_is_the_json_of_the_contract(finished):
     out, process = finished
     result = json_of(process)
-    assert set(result) == {"out", "strategies", "seconds"}
+    assert set(result) == {"out", "datasets", "strategies", "seconds"}
     assert list(result["strategies"]) == ["random", "entropy", "egal"]
     rounds = load(out)["rounds"]
     for name, row in result["strategies"].items():
@@ -20,12 +21,21 @@ def test_last_line_is_the_json_of_the_contract(finished):
         assert row["accuracy"] == pytest.approx(last.accuracy.mean())
         assert row["labels"] == 35
     assert result["out"] == "runs/one"
+    (by_strategy,) = result["datasets"].values()
+    areas = {name: np.trapezoid(runs.groupby("round").accuracy.mean(), [15, 25, 35]) / 20
+             for name, runs in rounds.groupby("strategy")}  # fmt: skip
+    for name, row in by_strategy.items():
+        last = rounds[(rounds.strategy == name) & (rounds["round"] == 2)]
+        assert row["accuracy_sd"] == pytest.approx(last.accuracy.std())
+        assert row["gain"] == pytest.approx(areas[name] - areas["random"])
+        assert (row["seeds"], row["pairs"]) == (2, 2)
 
 
 def test_printed_table_says_what_is_needed_to_judge_it(finished):
     _, process = finished
     text = " ".join(process.stdout.split())
-    for part in ("mean ± sd over 2 seeds", "AUBC−random", "Standard error", "2 seeds: an exact paired Wilcoxon test"):
+    test = "2 seeds: exact paired Wilcoxon tests of 2 comparisons"
+    for part in ("mean ± sd over 2 seeds", "AUBC−random", "Standard error", test, "tied"):
         assert part in text, part
     assert process.stderr.count("run ") == 6  # without a terminal, one line per finished run
 

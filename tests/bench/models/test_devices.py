@@ -37,7 +37,7 @@ def test_absent_device_is_refused_by_its_flag(machine):
         with pytest.raises(BenchError, match=f"--device {requested}: this machine has none"):
             chosen_device(requested)
     machine(cuda=2)
-    with pytest.raises(BenchError, match=r"--device cuda:2: this machine has 2 CUDA devices, from cuda:0"):
+    with pytest.raises(BenchError, match=r"--device cuda:2: the last CUDA device is cuda:1"):
         chosen_device("cuda:2")
 
 

@@ -119,7 +119,7 @@ def test_the_trace_shows_the_pass_its_stages_and_reading_threads(finished):
 def test_nothing_else_is_left_in_the_folders(finished):
     folder, _ = finished
     profiles = sorted(path.suffix or path.name for path in (folder / "profiles").iterdir())
-    assert profiles == [".parquet", ".png", "shards"]
+    assert profiles == [".locks", ".parquet", ".png", "shards"]
     assert [path.name for path in (folder / "traces").iterdir()] == ["t.json"]
 
 
@@ -133,7 +133,7 @@ def test_nothing_else_is_left_in_the_folders(finished):
         (["--samples", "4000"], r"--samples 4000: the pool has \d+ samples"),
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
         (["--backbone", "resnet81"], "unknown backbone 'resnet81'"),
-        (["--backbone", "vit_tiny_patch16_224", "--size", "224"], "no feature map .* choose a convolutional network"),
+        (["--backbone", "mixer_b16_224", "--size", "224"], "no feature map .* choose a convolutional network"),
         (["--out", "file"], "file: File exists; choose another folder"),
         (["--trace", "file/t.json"], "file: File exists; choose another folder"),
         (["--threshold", "2"], "--threshold: "),

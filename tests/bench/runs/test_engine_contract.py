@@ -12,16 +12,14 @@ from egal_bench.errors import BenchError
 from egal_bench.runs.engine import USER_ERRORS, Engine
 from egal_bench.runs.grid import resolved, tasks_of
 from egal_bench.runs.local_engine import LocalEngine, load_ahead
+from egal_bench.runs.events import RoundDone, RunDone
 from egal_bench.runs.run import run
-from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
-from egal_bench.tables.results import TIMINGS
+from egal_bench.tables.folder import ResultsFolder
+from egal_bench.tables.schemas import TIMINGS
 
 ENGINES = {"in this process": LocalEngine(1), "in two processes": LocalEngine(2)}
-
-
-def ignored(task: Task, round_: int, labels: int, accuracy: float) -> None:
-    """Take the report of a round."""
 
 
 @pytest.fixture(params=ENGINES)
@@ -49,45 +47,58 @@ def tasks(phantom_dataset, user_module, tmp_path):
     def build(*strategies: str, **settings) -> list[Task]:
         shards = phantom_dataset(150).shards.where
         config = resolved(tiny_config(shards, strategies=strategies, rounds=1, **settings))
-        return tasks_of(config, [open_dataset(shards)], tmp_path)
+        return tasks_of(config, [open_dataset(shards)], ResultsFolder(tmp_path))
 
     return build
 
 
-def untimed(tables: RunTables) -> RunTables:
-    """Return the tables without the columns that measure time."""
-    return {name: [{k: v for k, v in row.items() if k not in TIMINGS} for row in tables[name]] for name in tables}
+def rounds_by_run(events) -> dict[str, list[str]]:
+    """Return the rows of each finished round, without the columns that measure time, as text by run.
+
+    Text, since NaN is not equal to itself. Each run must end with its RunDone.
+    """
+    rounds, ended = defaultdict(list), []
+    for event in events:
+        if isinstance(event, RunDone):
+            ended.append(str(event.task.run))
+            continue
+        assert isinstance(event, RoundDone)
+        assert str(event.task.run) not in ended
+        tables = {
+            t: [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows] for t, rows in event.tables.items()
+        }
+        rounds[str(event.task.run)].append(repr(tables))
+    assert sorted(ended) == sorted(rounds)
+    return dict(rounds)
 
 
 @pytest.mark.parametrize("regime", ["finetune", "frozen"])
 def test_tables_are_those_of_each_run_alone(engine, tasks, regime):
     grid = tasks("random", "egal", regime=regime, seeds=2)
-    results = dict(engine.execute(grid, ignored))
-    assert set(results) == set(grid)
-    for task in grid:
-        alone = untimed(run(task, Workspace(), ignored))
-        assert repr(untimed(results[task])) == repr(alone), task.label  # NaN is not equal to itself
+    results = rounds_by_run(engine.execute(grid))
+    alone = rounds_by_run(event for task in grid for event in run(task, Workspace()))
+    assert results == alone
 
 
 def test_every_round_is_reported_in_order(engine, tasks):
-    grid, reports = tasks("random", "entropy"), defaultdict(list)
-    results = dict(engine.execute(grid, lambda task, *report: reports[task].append(report)))
-    for task in grid:
-        rows = results[task]["rounds"]
-        assert reports[task] == [(row["round"], row["labels"], row["accuracy"]) for row in rows]
-        assert [row["round"] for row in rows] == [0, 1]
+    grid, rounds = tasks("random", "entropy"), defaultdict(list)
+    for event in engine.execute(grid):
+        if isinstance(event, RoundDone):
+            (row,) = event.tables["rounds"]
+            rounds[event.task.run.strategy].append((row["round"], row["labels"]))
+    assert rounds == {"random": [(0, 15), (1, 25)], "entropy": [(0, 15), (1, 25)]}
 
 
 def test_tasks_are_taken_only_when_a_run_can_start(engine, tasks):
     grid, taken = tasks("random", seeds=4), []
-    results = engine.execute((taken.append(task) or task for task in grid), ignored)
+    results = engine.execute(taken.append(task) or task for task in grid)
     next(results)
     assert len(taken) < len(grid)
     results.close()
 
 
 def test_no_tasks_give_no_tables(engine):
-    assert list(engine.execute([], ignored)) == []
+    assert list(engine.execute([])) == []
 
 
 def test_mistake_of_a_user_names_the_run(engine, tasks, user_module):
@@ -97,7 +108,7 @@ def test_mistake_of_a_user_names_the_run(engine, tasks, user_module):
         def short(pool): return [0, 1]
         """)  # fmt: skip
     with pytest.raises(BenchError, match=r"^set, short:short, seed 0: strategy 'short:short' returned .*at least 10"):
-        list(engine.execute(tasks("short:short"), ignored))
+        list(engine.execute(tasks("short:short")))
 
 
 def test_exception_in_a_users_strategy_names_its_file_and_line(engine, tasks, user_module):
@@ -107,7 +118,7 @@ def test_exception_in_a_users_strategy_names_its_file_and_line(engine, tasks, us
         wrong.needs_roi = wrong.needs_features = False
         """)  # fmt: skip
     with pytest.raises(BenchError, match=r"^set, wrong:wrong, seed 0: .*AttributeError: .*\(wrong\.py, line 3\)") as e:
-        list(engine.execute(tasks("wrong:wrong"), ignored))
+        list(engine.execute(tasks("wrong:wrong")))
     assert "pool.entropy.no_such_attribute" in text_of(e.value)
 
 
@@ -129,7 +140,7 @@ def test_defect_is_raised_as_one_with_its_place(engine, tasks, user_module, monk
     monkeypatch.setattr(record, "evaluate", record.evaluate)  # restored afterwards
     path = user_module("breaks", DEFECT)
     with pytest.raises(Exception, match="a mistake of ours") as e:
-        list(engine.execute(tasks("breaks:harmless"), ignored))
+        list(engine.execute(tasks("breaks:harmless")))
     assert not isinstance(e.value, USER_ERRORS)
     assert f'{path}", line 5, in evaluate_wrongly' in text_of(e.value)
 
@@ -141,7 +152,7 @@ def text_of(error: BaseException) -> str:
 
 @pytest.mark.parametrize("ending", ["close", "throw"])
 def test_early_end_of_the_iteration_stops_all_processes(engine, tasks, ending):
-    results = engine.execute(tasks("random", seeds=4), ignored)
+    results = engine.execute(tasks("random", seeds=4))
     next(results)
     if ending == "close":
         results.close()
@@ -151,6 +162,6 @@ def test_early_end_of_the_iteration_stops_all_processes(engine, tasks, ending):
 
 
 def test_engine_writes_no_results(engine, tasks, tmp_path):
-    list(engine.execute(tasks("random"), ignored))
-    assert {path.name for path in tmp_path.iterdir()} <= {"unfinished"}
+    list(engine.execute(tasks("random")))
+    assert {path.name for path in tmp_path.iterdir()} <= {"unfinished", "features"}
     assert not list(tmp_path.rglob("*.parquet"))

@@ -44,21 +44,24 @@ def test_ctrl_c_during_a_write_leaves_no_half_written_table(tmp_path, workers):
         "from pathlib import Path\n"
         "from types import SimpleNamespace\n"
         "import numpy as np\n"
-        "from egal_bench.tables import results\n"
-        "def half(table, path):\n"
+        "from egal_bench.tables import files\n"
+        "write = files.pq.write_table\n"
+        "def half(table, path, **settings):\n"
+        "    if 'unfinished' in Path(path).parts: return write(table, path, **settings)\n"
         "    Path(path).write_text('PAR1')\n"
         "    time.sleep(600)\n"
-        "results.pq = SimpleNamespace(write_table=half)\n"
+        "reading = {name: getattr(files.pq, name) for name in ('read_schema', 'ParquetFile')}\n"
+        "files.pq = SimpleNamespace(write_table=half, **reading)\n"
         "class Slow:\n"
         "    needs_roi = needs_features = False\n"
         "    def __call__(self, pool): return np.arange(len(pool))\n"
     )
     process = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=slow:Slow", cwd=tmp_path)
-    while not list(tmp_path.glob("cut/selections/**/.*.part.parquet")):
+    while not list(tmp_path.glob("cut/rounds/**/.*.part.parquet")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     assert "0 of 2 runs are complete" in interrupted(process)
-    assert [path.name for path in tmp_path.glob("cut/selections/**/*") if path.is_file()] == []
+    assert [path.name for path in tmp_path.glob("cut/*/dataset=*/**/*.parquet")] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux only")
@@ -82,4 +85,4 @@ def test_dead_worker_is_named_by_its_run(tmp_path):
     process = egal_bench("compare", *FLAGS, "--workers=2", "--out=out", "--strategies=dies:Dies", cwd=tmp_path)
     message = error_of(process)
     assert message.startswith("error: the process of phantom-brain, dies:Dies, seed")
-    assert "finished runs are kept" in message
+    assert "finished rounds are kept" in message

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from egal_bench.statistics.curves import aubc
-from egal_bench.statistics.power import power_warning, standard_error, wilcoxon_floor
+from egal_bench.statistics.power import exact_floor, power_warning, smallest_p, standard_error
 from egal_bench.statistics.summary import summarise
 
 budgets = st.lists(st.integers(1, 1000), min_size=2, max_size=12, unique=True).map(sorted)
@@ -37,15 +37,20 @@ def test_standard_error_is_the_spread_of_simulated_test_sets():
 
 
 @pytest.mark.parametrize("seeds", range(2, 12))
-def test_wilcoxon_floor_is_the_exact_p_when_all_pairs_agree(seeds):
+def test_smallest_p_is_the_exact_p_when_all_pairs_agree(seeds):
     exact = stats.wilcoxon(np.arange(1, seeds + 1) / 100, mode="exact").pvalue
-    assert wilcoxon_floor(seeds) == pytest.approx(exact)
+    assert smallest_p(seeds) == pytest.approx(exact)
 
 
 def test_power_warning_stands_where_no_test_can_reach_5_percent():
-    for seeds in range(1, 12):
-        assert (power_warning(seeds) is not None) == (2 / 2**seeds >= 0.05), seeds
-    assert "1 seed:" in power_warning(1)
+    for comparisons in range(1, 12):
+        for seeds in range(1, 15):
+            too_few = comparisons * 2 / 2**seeds >= 0.05
+            assert (power_warning(seeds, comparisons) is not None) == too_few, (seeds, comparisons)
+    assert "1 seed:" in power_warning(1, 1)
+    assert "8 seeds or more can" in power_warning(5, 6)
+    assert exact_floor(6) == 8
+    assert power_warning(1, 0) is None
 
 
 def table(accuracy: dict[str, list[list[float]]], masks: int = 0) -> pd.DataFrame:

@@ -33,6 +33,8 @@ def made_pool(
             "features": rng.normal(size=(n, CHANNELS)), "labelled_features": rng.normal(size=(labelled, CHANNELS)),
         },
         "pool-labels": {"labels": rng.integers(0, len(CLASSES), n)},
+        "draws": {"draws": np.random.default_rng(seed).normal(size=(n, 5, len(CLASSES)))},
+        "shuffled-roi": {},
     }  # fmt: skip
     return Pool(
         keys=np.array([f"k{i:03}" for i in range(n)]), logits=logits, entropy=-(p * np.log(p)).sum(1),
@@ -52,6 +54,6 @@ def changed(pool: Pool, **fields) -> Pool:
 def permuted(pool: Pool, order: np.ndarray) -> Pool:
     """Return the same samples in another order: sample `order[i]` of `pool` is sample i."""
     arrays = {name: getattr(pool, name)[order] for name in ("keys", "logits", "entropy", "groups", "tie_order")}
-    of_pool = ("overlap", "features", "labels")  # `labelled_features` follow the labelled set
+    of_pool = ("overlap", "features", "draws", "labels")  # `labelled_features` follow the labelled set
     private = {name: value[order] if name in of_pool else value for name, value in pool.private.items()}
     return changed(pool, **arrays, private=private)

@@ -105,7 +105,9 @@ def test_rank_scale_gives_both_terms_the_same_weight():
     assert query.indices.tolist() == narrow_query.indices.tolist()
 
 
-def test_only_strategies_of_misalignment_cost_masks():
+def test_only_strategies_of_rois_cost_masks():
     built_in = {name: strategy for name, strategy in available().items() if not strategy.source}
-    assert {name for name in built_in if "roi" in built_in[name].needs} == {"egal", "egal-convex", "misalignment"}
-    assert not any(strategy.oracle for strategy in built_in.values())
+    assert {name for name in built_in if "roi" in built_in[name].needs} == {
+        "egal", "egal-convex", "misalignment", "roi-area",
+    }  # fmt: skip
+    assert [name for name in built_in if built_in[name].oracle] == ["class-balanced-random"]

@@ -7,8 +7,8 @@ from bench.strategies.pools import made_pool
 from egal_bench.config import Config
 from egal_bench.errors import BenchError
 from egal_bench.specifications import Specification
+from egal_bench.strategies.declaration import BoundStrategy
 from egal_bench.strategies.legacy import from_two_attributes
-from egal_bench.strategies.registry import BoundStrategy
 
 
 def bound(function, *, roi: bool = False, features: bool = False) -> BoundStrategy:

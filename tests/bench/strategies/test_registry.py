@@ -122,7 +122,7 @@ def test_parameter_without_type_or_default_is_refused(user_module, signature):
 )
 def test_module_that_fails_is_shown_as_the_users(user_module, text, message):
     user_module("broken", text)
-    with pytest.raises(UserCodeError, match=rf"^strategy 'broken:mine' raised {message}"):
+    with pytest.raises(UserCodeError, match=rf"^(--strategies broken:mine|strategy 'broken:mine') raised {message}"):
         find("broken:mine")
 
 
@@ -182,7 +182,9 @@ def test_listing_shows_parameters_with_bounds_and_flags():
     from egal_bench.strategies.listing import described
 
     lines = described(available()["egal"])
-    assert [line.partition("=")[0] for line in lines] == ["lambda", "empty-roi", "normalise"]
+    assert [line.partition("=")[0] for line in lines] == [
+        "lambda", "empty-roi", "normalise", "diverse", "area-matched", "roi",
+    ]  # fmt: skip
     assert "lambda=1.0 (at least 0; flag --lambda): weight of the misalignment" in lines[0]
     assert "empty-roi=mean (zero | mean | exclude; flag --empty-roi)" in lines[1]
     assert described(available()["random"]) == []

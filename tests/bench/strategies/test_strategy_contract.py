@@ -62,7 +62,8 @@ def test_same_pool_and_generator_give_the_same_query(strategy):
 
 
 def test_only_the_generator_decides_what_is_drawn(drawing):
-    query, other_images = (drawing(made_pool(drawing, seed=seed)) for seed in (1, 2))
+    pool, other = (made_pool(drawing, seed=seed) for seed in (1, 2))
+    query, other_images = drawing(pool), drawing(changed(pool, logits=other.logits, entropy=other.entropy))
     np.testing.assert_array_equal(query.indices, other_images.indices)
     other_draw = drawing(made_pool(drawing, seed=1, draw_seed=8))
     assert query.indices.tolist() != other_draw.indices.tolist()
@@ -74,7 +75,7 @@ def constant_pool(strategy: BoundStrategy, n: int = 30):
     ones = np.ones(n, int)
     private = {
         "overlap": Overlap(ones, ones, ones, np.full(n, 0.5)), "features": np.ones_like(made_pool("egal", n).logits),
-        "labelled_features": np.zeros((8, len(CLASSES))), "labels": 0 * ones,
+        "labelled_features": np.zeros((8, len(CLASSES))), "labels": 0 * ones, "draws": np.zeros((n, 5, len(CLASSES))),
     }  # fmt: skip
     return changed(
         pool, logits=np.zeros_like(pool.logits), entropy=np.full(n, np.log(len(CLASSES))),
@@ -83,6 +84,8 @@ def constant_pool(strategy: BoundStrategy, n: int = 30):
 
 
 def test_ties_are_broken_by_the_order_of_ties(ranking):
+    if ranking.name in {"badge", "probcover"}:
+        pytest.skip("draws at random among samples that do not differ, as its paper has it")
     pool = constant_pool(ranking)
     query = ranking(pool)
     assert query.indices.tolist() == np.argsort(pool.tie_order)[: pool.budget].tolist()

@@ -8,55 +8,112 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egal_bench.errors import BenchError
-from egal_bench.tables import results
+from egal_bench.tables.folder import ResultsFolder, RunName
+from egal_bench.tables.results import load
+from egal_bench.tables.schemas import PARTITION, SCHEMAS
+from egal_bench.tables.settings import comparable, digest
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+VALUES = {
+    pa.int64(): int, pa.float64(): lambda i: i / 4, pa.string(): lambda i: f"text {i}", pa.bool_(): lambda i: i == 0,
+    pa.list_(pa.float32()): lambda i: [i / 4, i / 8],
+}  # fmt: skip
+RUN = RunName("d", "s", 0)
 
 
 def rows(table: str, n: int = 2) -> list[dict]:
     """Return n rows of `table` without the partition columns."""
-    fields = [field for field in results.SCHEMAS[table] if field.name not in results.PARTITION]
-    value = {pa.int64(): int, pa.float64(): lambda i: i / 4, pa.string(): lambda i: f"text {i}"}
-    return [{field.name: value[field.type](i) for field in fields} for i in range(n)]
+    fields = [field for field in SCHEMAS[table] if field.name not in PARTITION]
+    return [{field.name: VALUES[field.type](i) for field in fields} for i in range(n)]
+
+
+def tables() -> dict[str, list[dict]]:
+    return {table: rows(table) for table in SCHEMAS}
+
+
+def record(**changes) -> dict:
+    """Return the record of a run with these settings."""
+    settings = {"init": 10, "data": "a", "strategy": "s"} | changes
+    return {"config_hash": digest(settings), "settings": settings, "last_round": 1}
 
 
 @settings(max_examples=40)
 @given(dataset=names, strategy=names, seed=st.integers(0, 2**31))
 def test_any_name_survives_the_round_trip(tmp_path_factory, dataset, strategy, seed):
     out = tmp_path_factory.mktemp("out")
-    for table in results.SCHEMAS:
-        path = results.part(out, table, dataset, strategy, seed)
-        assert path.parents[4] == out  # a name cannot climb out of its folder
-        results.write(path, table, rows(table))
-    for table, frame in results.load(out).items():
-        assert frame.columns.tolist() == results.SCHEMAS[table].names
+    folder, run = ResultsFolder(out), RunName(dataset, strategy, seed)
+    folder.write(run, tables(), record())
+    assert all(folder.part(table, run).parents[4] == out for table in SCHEMAS)  # no name climbs out of its folder
+    for table, frame in load(out).items():
+        assert frame.columns.tolist() == SCHEMAS[table].names
         assert frame[["dataset", "strategy", "seed"]].drop_duplicates().values.tolist() == [[dataset, strategy, seed]]
-        assert frame[rows(table)[0].keys()].to_dict("records") == rows(table)
+    assert folder.tables(run) == tables()
 
 
 def test_plain_readers_see_hive_partitions(tmp_path):
     for strategy, seed in (("random", 0), ("my_module:Mine", 1)):
-        results.write(results.part(tmp_path, "rounds", "d", strategy, seed), "rounds", rows("rounds"))
+        ResultsFolder(tmp_path).write(RunName("d", strategy, seed), tables(), record())
     plain = pd.read_parquet(tmp_path / "rounds")
-    assert set(plain.columns) == set(results.SCHEMAS["rounds"].names)
+    assert set(plain.columns) == set(SCHEMAS["rounds"].names)
     assert sorted(plain.strategy.astype(str).unique()) == ["my_module:Mine", "random"]
 
 
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = results.part(tmp_path, "rounds", "d", "s", 0)
-    results.write(path, "rounds", rows("rounds"))
-    before = path.read_bytes()
+def test_failed_write_leaves_the_old_run_and_nothing_else(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, tables(), record())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(pa.ArrowInvalid):
-        results.write(path, "rounds", [rows("rounds")[0] | {"accuracy": "high"}])
-    assert path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir()] == ["part.parquet"]
+        folder.write(RUN, tables() | {"selections": [rows("selections")[0] | {"score": "high"}]}, record(init=11))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_equal_rows_are_equal_bytes(tmp_path):
-    paths = [tmp_path / name / "part.parquet" for name in "ab"]
-    for path in paths:
-        results.write(path, "selections", rows("selections"))
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+    contents = []
+    for name in "ab":
+        folder = ResultsFolder(tmp_path / name)
+        folder.write(RUN, tables(), record())
+        contents.append([folder.part(table, RUN).read_bytes() for table in SCHEMAS])
+    assert contents[0] == contents[1]
+
+
+def test_tables_of_different_runs_are_no_run(tmp_path):
+    one, other = ResultsFolder(tmp_path / "one"), ResultsFolder(tmp_path / "other")
+    one.write(RUN, tables(), record())
+    other.write(RUN, tables(), record(init=11))
+    one.part("selections", RUN).write_bytes(other.part("selections", RUN).read_bytes())
+    assert one.record(RUN) is None
+    with pytest.raises(BenchError, match="no finished run"):
+        load(tmp_path / "one")
+
+
+def test_an_optional_table_of_another_run_is_left_out(tmp_path):
+    one, other = ResultsFolder(tmp_path / "one"), ResultsFolder(tmp_path / "other")
+    one.write(RUN, tables(), record())
+    other.write(RUN, tables(), record(init=11))
+    one.part("predictions", RUN).write_bytes(other.part("predictions", RUN).read_bytes())
+    assert set(load(tmp_path / "one")) == set(SCHEMAS) - {"predictions"}
+
+
+def test_load_returns_one_setting_and_names_the_others(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    for seed in range(3):
+        folder.write(RunName("d", "a", seed), tables(), record())
+    folder.write(RunName("d", "b", 0), tables(), record(init=11))
+    other = comparable(record(init=11)["settings"])
+    with pytest.warns(UserWarning, match=rf"also holds {other} \(1 runs\)"):
+        assert set(load(tmp_path)["rounds"].strategy) == {"a"}
+    assert set(load(tmp_path, settings=other)["rounds"].strategy) == {"b"}
+    assert set(load(tmp_path, settings="all")["rounds"].strategy) == {"a", "b"}
+    with pytest.raises(BenchError, match="no runs of settings 'nothing'"):
+        load(tmp_path, settings="nothing")
+
+
+def test_runs_on_other_data_of_one_name_are_not_mixed(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    for seed in range(2):
+        folder.write(RunName("d", "a", seed), tables(), record(data="new"))
+    folder.write(RunName("d", "b", 0), tables(), record(data="old"))
+    assert set(load(tmp_path)["rounds"].strategy) == {"a"}
 
 
 def _drop(frame):
@@ -69,21 +126,34 @@ def _retype(frame):
 
 @pytest.mark.parametrize(("harm", "column"), [(_drop, "accuracy"), (_retype, "labels")])
 def test_other_schema_is_refused_by_the_name_of_the_column(tmp_path, harm, column):
-    path = results.part(tmp_path, "rounds", "d", "s", 0)
-    results.write(path, "rounds", rows("rounds"))
-    pq.write_table(harm(pq.ParquetFile(path).read()), path)
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, tables(), record())
+    path = folder.part("rounds", RUN)
+    table = pq.ParquetFile(path).read()
+    pq.write_table(harm(table).replace_schema_metadata(table.schema.metadata), path)
     with pytest.raises(BenchError, match=rf"part\.parquet: columns {column}"):
-        results.config_hash(path)
+        load(tmp_path)
 
 
 def test_truncated_file_is_named(tmp_path):
-    path = results.part(tmp_path, "rounds", "d", "s", 0)
-    results.write(path, "rounds", rows("rounds"))
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, tables(), record())
+    path = folder.part("rounds", RUN)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(BenchError, match=r"part\.parquet: unreadable"):
-        results.load(tmp_path)
+        load(tmp_path)
 
 
 def test_folder_without_results_is_refused(tmp_path):
-    with pytest.raises(BenchError, match="not a finished comparison"):
-        results.load(tmp_path)
+    with pytest.raises(BenchError, match="no finished run"):
+        load(tmp_path)
+
+
+def test_tables_of_an_earlier_version_are_not_read_as_ours(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, tables(), record())
+    for table in SCHEMAS:
+        path = folder.part(table, RUN)
+        pq.write_table(pq.ParquetFile(path).read().replace_schema_metadata(None), path)
+    with pytest.raises(BenchError, match="no finished run"):
+        load(tmp_path)

@@ -1,0 +1,111 @@
+"""The L2 penalty of the linear head, chosen by cross-validation on the labelled set alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from egal_bench.learners.logistic import minimise
+
+GRID = tuple(10 ** (exponent / 2) for exponent in range(4, -7, -1))  # 100 to 0.001
+FOLDS = 5
+PATIENCE = 2  # penalties in a row without a lower loss, after which weaker ones are not tried
+# A fit ends below this gradient. The error that then remains in a loss is smaller than the difference between the
+# losses of neighbouring penalties.
+TOLERANCE = 3e-4
+
+
+def chosen_penalty(x: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
+    """Return the penalty of GRID whose heads predict held-out samples best, by mean NLL; the larger one of a tie.
+
+    A labelled set of one class, or of one group, leaves nothing to compare: all penalties tie.
+
+    Args:
+        x: float [N, C], the standardised features of the labelled set.
+        labels: int [N].
+        groups: [N], the group (patient) of each sample.
+    """
+    return GRID[int(np.argmin(held_out_losses(x, labels, folds_of(labels, groups))))]
+
+
+def folds_of(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the fold, 0 to FOLDS - 1, of each sample, int [N]: whole groups, stratified by class, nothing random.
+
+    Groups are dealt out one by one, the largest first. Each goes to the fold that then spreads the shares of every
+    class most evenly, and of several such folds to the smallest one.
+    """
+    _, classes = np.unique(labels, return_inverse=True)
+    _, members = np.unique(groups, return_inverse=True)
+    counts = np.zeros((members.max() + 1, classes.max() + 1))  # [groups, classes]
+    np.add.at(counts, (members, classes), 1)
+    shares = counts / counts.sum(axis=0)
+    folds, sizes, fold_of_group = np.zeros((FOLDS, counts.shape[1])), np.zeros(FOLDS), np.zeros(len(counts), int)
+    for group in np.argsort(-counts.sum(axis=1), kind="stable"):
+        # the sum of squares grows by 2·fold·share + share², where the last term is the same for every fold
+        fold = int(np.lexsort((sizes, folds @ shares[group]))[0])
+        folds[fold] += shares[group]
+        sizes[fold] += counts[group].sum()
+        fold_of_group[group] = fold
+    return fold_of_group[members]
+
+
+def held_out_losses(x: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Return the mean NLL of the held-out samples for the first penalties of GRID, float [G].
+
+    Weaker penalties than these are not tried, since PATIENCE of them in a row gave no lower loss. A sample whose class
+    the other folds lack is left out of the mean. Without any sample the losses are 0.
+
+    Args:
+        x: float [N, C].
+        labels: int [N].
+        folds: int [N].
+    """
+    rows, squares = _rotated(np.asarray(x, np.float64))
+    parts = [_Fold(rows, squares, labels, folds == fold) for fold in np.unique(folds)]
+    samples = max(sum(len(part.held_labels) for part in parts), 1)
+    losses: list[float] = []
+    for l2 in GRID:
+        losses.append(sum(part.loss(l2) for part in parts) / samples)
+        if len(losses) - 1 - np.argmin(losses) >= PATIENCE:
+            break
+    return np.array(losses)
+
+
+class _Fold:
+    """The fits without one fold, from the strongest penalty on; each fit starts where the one before has ended."""
+
+    def __init__(self, rows: np.ndarray, squares: np.ndarray, labels: np.ndarray, held: np.ndarray) -> None:
+        self.rows, self.squares = rows[~held], squares
+        classes, self.labels = np.unique(labels[~held], return_inverse=True)
+        self.classes = len(classes)
+        held = held & np.isin(labels, classes)
+        self.held, self.held_labels = rows[held], np.searchsorted(classes, labels[held])
+        self.weight, self.bias = np.zeros((len(classes), rows.shape[1])), np.zeros(len(classes))
+
+    def loss(self, l2: float) -> float:
+        """Return the summed NLL of the held-out samples, by the head that the other samples give with `l2`."""
+        if not len(self.held):
+            return 0.0
+        # the square root of the inverse Hessian where all classes are equally probable: all directions converge alike
+        scale = 1 / np.sqrt(self.squares / (len(self.rows) * self.classes) + l2)
+        start = np.column_stack([self.weight / scale, self.bias])
+        weight, self.bias = minimise(
+            self.rows * scale, self.labels, self.classes, l2, scale=scale, start=start, tolerance=TOLERANCE
+        )
+        self.weight = weight * scale
+        scores = self.held @ self.weight.T + self.bias
+        scores -= scores.max(axis=1, keepdims=True)
+        nll = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(scores)), self.held_labels]
+        return float(nll.sum())
+
+
+def _rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return x in the basis of its right singular vectors, float [N, min(N, C)], and its squared singular values.
+
+    A rotation changes neither scores nor |W|, and directions without any sample have no weight (see logistic.py).
+    """
+    if len(x) < x.shape[1]:
+        squares, left = np.linalg.eigh(x @ x.T)
+        squares = np.maximum(squares, 0)
+        return left * np.sqrt(squares), squares
+    squares, right = np.linalg.eigh(x.T @ x)
+    return x @ right, np.maximum(squares, 0)

@@ -1,0 +1,59 @@
+"""The identity of a run: exactly the settings that decide its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from egal_bench.config import Config
+from egal_bench.dataset import Dataset
+from egal_bench.models.devices import device_kind
+from egal_bench.parameters import STRATEGY_FIELDS
+from egal_bench.strategies import BoundStrategy
+
+NUMBERS = 2  # raised by every change of the program that changes the numbers of a run
+
+# The fields of Config by what they decide; each field has exactly one place.
+SCHEDULING = {  # which runs are executed, where, and what is kept of them
+    "shards", "strategies", "seeds", "part", "rounds", "workers", "out", "replace", "keep", "save_network", "metric",
+}  # fmt: skip
+DATA = {"phantom", "phantom_samples", "shortcut", "roi_area", "roi_noise"}  # covered by the manifest's digest
+STRATEGY = set(STRATEGY_FIELDS)  # covered by the specification of a built-in strategy
+EVERY_RUN = {
+    "init", "budget", "regime", "backbone", "weights", "size", "overlap", "threshold", "explain_convention",
+    "precision", "device", "threads",
+}  # fmt: skip
+OF_REGIME = {
+    "finetune": {
+        "steps", "batch_size", "learning_rate", "weight_decay", "explain_loss", "early_stop", "warm_start",
+        "class_balance",
+    },
+    "frozen": {"l2"},
+}  # fmt: skip
+
+
+def settings_of(
+    config: Config, dataset: Dataset, strategy: BoundStrategy, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return everything that decides the numbers of a run, but for its seed, as a JSON-able dict.
+
+    The number of rounds is not part of it: a round does not depend on how many rounds follow.
+
+    Args:
+        config: with device and precision resolved.
+        dataset: the shard set; the digest of its manifest covers images, labels, ROIs and the split.
+        strategy: with its parameters.
+        digests: "weights", and "backbone_source" for a backbone of the user's own.
+    """
+    settings = config.model_dump(mode="json", include=EVERY_RUN | OF_REGIME[config.regime])
+    settings |= {
+        "numbers": NUMBERS,
+        "data": dataset.shards.manifest.sha256,
+        "device": device_kind(config.device),
+        "strategy": strategy.name,
+        "source": strategy.strategy.source_digest,
+        **digests,
+    }
+    if strategy.strategy.source:  # a strategy that is not built in may read any of these from pool.config
+        settings |= config.model_dump(mode="json", include=STRATEGY)
+    return settings

@@ -1,0 +1,50 @@
+"""Output that cannot be written does not spoil a comparison whose work is done."""
+
+import os
+import subprocess
+
+import pytest
+
+from bench.command_line import EGAL_BENCH, egal_bench, json_of
+from bench.tiny import FLAGS
+
+
+@pytest.fixture
+def again(finished):
+    """The command that finds its six runs finished, so that it only reports."""
+    return [EGAL_BENCH, "compare", *FLAGS, "--workers=1", f"--out={finished[0]}"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_any_encoding_shows_the_summary(again, tmp_path, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    process = subprocess.run(again, capture_output=True, cwd=tmp_path, env=environment)
+    assert process.returncode == 0, process.stderr
+    text = process.stdout.decode(encoding)
+    assert "random" in text
+    assert ("±" in text) or ("+/-" in text)
+
+
+@pytest.mark.parametrize("redirect", [">/dev/full", ">/dev/full 2>/dev/full", ">&-", ">&- 2>&-", "2>&-", "| true"])
+def test_streams_that_fail_leave_the_status_alone(again, tmp_path, redirect):
+    script = f'"$@" {redirect}; echo "status ${{PIPESTATUS[0]}}" >{tmp_path}/status'
+    done = subprocess.run(["bash", "-c", script, "bash", *again], capture_output=True, text=True, cwd=tmp_path)
+    assert (tmp_path / "status").read_text() == "status 0\n", done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_long_tmpdir_and_numba_without_jit_do_no_harm(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    flags = [*FLAGS, "--workers=2", "--strategies=random", "--out=out", "--json"]
+    process = egal_bench("compare", *flags, cwd=tmp_path, TMPDIR=str(folder), NUMBA_DISABLE_JIT="1")
+    assert set(json_of(process)["strategies"]) == {"random"}
+    assert "NUMBA_DISABLE_JIT is ignored" in process.stderr
+
+
+def test_version_is_one_line():
+    import egal_bench as package
+
+    process = subprocess.run([EGAL_BENCH, "--version"], capture_output=True, text=True, check=True)
+    assert process.stdout == f"egal-bench {package.__version__}\n"

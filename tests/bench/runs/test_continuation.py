@@ -1,0 +1,125 @@
+"""Runs that continue: with more rounds, after a kill, and beside another process in the same folder."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from bench.command_line import EGAL_BENCH, egal_bench
+from bench.tiny import FLAGS, contents, tiny_config
+from egal_bench.runs.comparison import compare
+from egal_bench.runs.events import RoundDone
+from egal_bench.runs.grid import resolved, tasks_of
+from egal_bench.runs.local_engine import LocalEngine
+from egal_bench.runs.task import History
+from egal_bench.tables.folder import ResultsFolder
+from egal_bench.tables.schemas import SCHEMAS
+
+KILLS = 6
+
+
+def assert_same(left: dict[str, pd.DataFrame], right: dict[str, pd.DataFrame]) -> None:
+    assert left.keys() == right.keys()
+    for table in left:
+        pd.testing.assert_frame_equal(left[table], right[table], check_exact=True)
+
+
+@pytest.mark.parametrize("regime", ["finetune", "frozen"])
+@pytest.mark.parametrize("strategy", ["random", "egal"])
+def test_more_rounds_continue_a_finished_run(phantom_dataset, tmp_path, regime, strategy):
+    shards = phantom_dataset(150).shards.where
+    settings = {"regime": regime, "strategies": (strategy,)}
+    for rounds in (1, 3):
+        compare(tiny_config(shards, out=tmp_path / "grown", rounds=rounds, **settings))
+    compare(tiny_config(shards, out=tmp_path / "fresh", rounds=3, **settings))
+    assert_same(contents(tmp_path / "grown"), contents(tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"warm_start": True}, {"explain_loss": 0.1}], ids=["plain", "warm", "explained"]
+)
+def test_an_interrupted_run_repeats_no_finished_round(phantom_dataset, tmp_path, settings):
+    dataset = phantom_dataset(150)
+    config = resolved(tiny_config(dataset.shards.where, strategies=("egal",), rounds=3, **settings))
+    (task,) = tasks_of(config, [dataset], ResultsFolder(tmp_path))
+    events = [event for event in LocalEngine(1).execute([task]) if isinstance(event, RoundDone)]
+    for finished in range(1, 4):
+        from dataclasses import replace
+
+        tables = {t: [row for event in events[:finished] for row in event.tables[t]] for t in SCHEMAS}
+        history = History(tables, events[finished - 1].files)
+        resumed = [e for e in LocalEngine(1).execute([replace(task, history=history)]) if isinstance(e, RoundDone)]
+        assert len(resumed) == 4 - finished
+        for again, event in zip(resumed, events[finished:], strict=True):
+            timings = ("train_s", "score_s", "eval_s")
+            rows = [{k: v for k, v in e.tables["rounds"][0].items() if k not in timings} for e in (again, event)]
+            assert rows[0] == rows[1]
+            assert [row["key"] for row in again.tables["selections"]] == [
+                row["key"] for row in event.tables["selections"]
+            ]
+
+
+def test_kill_9_at_any_moment_changes_nothing_at_the_end(finished, tmp_path):
+    """Kill the comparison again and again at random moments, alone and beside a second one; then finish it."""
+    rng = random.Random(0)
+    command = [EGAL_BENCH, "compare", *FLAGS, "--workers=2", "--out=cut"]
+    for attempt in range(KILLS):
+        processes = [
+            subprocess.Popen(
+                command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            for _ in range(1 + attempt % 2)
+        ]
+        for process in processes:
+            time.sleep(rng.uniform(0.5, 5.0))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert_same(contents(tmp_path / "cut"), contents(finished[0]))
+    assert not list((tmp_path / "cut").glob("*/**/.*.part.parquet"))
+    assert not (tmp_path / "cut" / "unfinished").exists()
+
+
+def test_two_processes_in_one_folder_share_the_runs(finished, tmp_path):
+    command = [EGAL_BENCH, "compare", *FLAGS, "--workers=1", "--out=shared"]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    executed = [line for text in errors for line in text.splitlines() if line.startswith("run ") and "accuracy" in line]
+    assert len(executed) == 6  # each run once
+    assert_same(contents(tmp_path / "shared"), contents(finished[0]))
+
+
+def test_parts_make_the_whole_grid(finished, tmp_path):
+    for part in ("1/2", "2/2"):
+        egal_bench("compare", *FLAGS, "--workers=1", "--out=parts", f"--part={part}", cwd=tmp_path, status=0)
+    assert_same(contents(tmp_path / "parts"), contents(finished[0]))
+    process = egal_bench("compare", *FLAGS, "--workers=1", "--out=parts", cwd=tmp_path, status=0)
+    assert "6 of 6 runs are already in" in process.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tables are torn apart by removing one of them")
+def test_tables_of_different_runs_are_never_read_together(finished, tmp_path):
+    """A selections table that other settings have written makes the run unfinished, not wrong."""
+    import shutil
+
+    out = tmp_path / "torn"
+    shutil.copytree(finished[0], out)
+    other = tmp_path / "other"
+    egal_bench(
+        "compare", *FLAGS, "--init=16", "--strategies=random", "--seeds=1", f"--out={other}", cwd=tmp_path, status=0
+    )
+    torn = next(out.glob("selections/dataset=*/strategy=random/seed=0/part.parquet"))
+    shutil.copy(other / torn.relative_to(out), torn)
+    process = egal_bench("compare", *FLAGS, "--workers=1", f"--out={out}", cwd=tmp_path, status=0)
+    assert "5 of 6 runs are already in" in process.stderr
+    assert_same(contents(out), contents(finished[0]))
