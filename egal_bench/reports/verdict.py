@@ -1,0 +1,163 @@
+"""The verdict in words and for machines: verdict.json, and a sentence per data set and per strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from egal_bench import __version__
+from egal_bench.reports.analysis import LABELS, OUTCOMES, PRIMARY, Analysis, Question, factor, unit
+from egal_bench.reports.audit import Check
+from egal_bench.reports.names import listed, number, p_value, shown
+from egal_bench.statistics.outcomes import split
+
+FIELDS = (
+    "verdict", "reason", "pairs", "difference", "low", "high", "sd", "won", "tied", "effect", "improvement", "p",
+    "p_holm", "p_equivalence", "p_equivalence_holm", "comparisons", "seeds_needed",
+)  # fmt: skip
+COUNTS = ("pairs", "won", "tied", "comparisons", "seeds_needed")
+
+
+def verdict_json(analysis: Analysis, checks: list[Check]) -> dict[str, Any]:
+    """Return the content of verdict.json; numbers are in units of the metric, what is unknown or infinite is null."""
+    question = analysis.question
+    return {
+        "egal_bench": __version__,
+        "question": {
+            "baseline": question.baseline, "metric": question.metric, "outcome": PRIMARY, "test": question.test,
+            "margin": question.margin / 100, "alpha": question.alpha,
+        },
+        "folders": [str(folder) for folder in analysis.joined.folders],
+        "runs": len(analysis.joined.records),
+        "datasets": {name: _dataset(analysis, name) for name in analysis.joined.datasets},
+        "audit": [{"check": check.name, "status": check.status, "detail": check.detail} for check in checks],
+        "notes": list(analysis.notes),
+    }  # fmt: skip
+
+
+def _dataset(analysis: Analysis, name: str) -> dict[str, Any]:
+    question = analysis.question
+    rounds = analysis.joined.rounds
+    own = rounds[rounds["dataset"] == name]
+    rows = _rows(analysis, name)
+    strategies: dict[str, Any] = {}
+    for outcome in OUTCOMES:
+        judged = rows[rows["outcome"] == outcome]
+        for row in judged.to_dict("records"):
+            entry = strategies.setdefault(row["strategy"], {})
+            fields = {field: plain(row[field], whole=field in COUNTS) for field in FIELDS}
+            if outcome == PRIMARY:
+                entry |= {"verdict": row["verdict"], "sentence": strategy_sentence(row, question)}
+            entry[outcome] = fields
+    return {
+        "sentence": dataset_sentence(name, rows[rows["outcome"] == PRIMARY], question, _obstacle(analysis, name)),
+        "seeds": int(own["seed"].nunique()),
+        "labels": int(own["labels"].max()),
+        "test_size": int(own["test_size"].max()),
+        "strategies": strategies,
+    }
+
+
+def _rows(analysis: Analysis, name: str) -> pd.DataFrame:
+    rows = analysis.of_question(analysis.verdicts)
+    return rows[rows["dataset"] == name]
+
+
+def _obstacle(analysis: Analysis, name: str) -> str:
+    """Return why no strategy of a data set has a verdict."""
+    rounds, baseline = analysis.joined.rounds, analysis.question.baseline
+    names = set(rounds.loc[rounds["dataset"] == name, "strategy"])
+    if baseline not in names:
+        return f"{shown(baseline)} was not run"
+    if len(names) == 1:
+        return f"only {shown(baseline)} was run"
+    return f"no strategy has a value of {LABELS[analysis.question.metric]} at every budget"
+
+
+def dataset_sentence(name: str, rows: pd.DataFrame, question: Question, obstacle: str) -> str:
+    """Return the verdict on a data set in one sentence.
+
+    Args:
+        name: of the data set.
+        rows: its rows of `verdicts`, one per strategy.
+        question: what is asked.
+        obstacle: the reason to give where nothing was compared.
+    """
+    place, baseline = f"On {shown(name)}", shown(question.baseline)
+    if rows.empty or not rows["pairs"].any():
+        return f"{place}, nothing can be concluded: {obstacle}."
+    if rows["pairs"].max() == 1:
+        return f"{place}, nothing can be concluded: a verdict needs at least 2 seeds of {baseline} and of a strategy."
+    groups = {verdict: list(part["strategy"]) for (verdict,), part in _split_verdicts(rows)}
+    words = {
+        "better": f"better than {baseline}",
+        "worse": f"worse than {baseline}",
+        "equivalent": f"equivalent to {baseline} within {margin_text(question)}",
+        "undecided": f"undecided against {baseline}",
+    }
+    clauses = [f"{_verb(groups[verdict])} {words[verdict]}" for verdict in words if verdict in groups]
+    text = clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
+    return f"{place}, {text}."
+
+
+def _split_verdicts(rows: pd.DataFrame) -> Any:
+    ordered = rows.assign(size=-rows["difference"].abs()).sort_values("size", kind="stable")
+    return (((key["verdict"],), part) for key, part in split(ordered, ["verdict"]))
+
+
+def _verb(names: list[str]) -> str:
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def strategy_sentence(row: Mapping[Any, Any], question: Question) -> str:
+    """Return what a row of `verdicts` says, in one or two sentences."""
+    name, baseline, scale = shown(row["strategy"]), shown(question.baseline), factor(question.metric)
+    words = {
+        "better": f"is better than {baseline}", "worse": f"is worse than {baseline}",
+        "equivalent": f"is equivalent to {baseline}", "undecided": f"is undecided against {baseline}",
+    }  # fmt: skip
+    if row["pairs"] < 2:
+        return f"{name} {words['undecided']}: {_shown_reason(row, question)}."
+    low, high = (number(scale * row[end], sign=True) for end in ("low", "high"))
+    size = (
+        f"{number(scale * row['difference'], sign=True)} {unit(question.metric)} of {LABELS[question.metric]} "
+        f"{OUTCOMES[row['outcome']]}, 95 % interval {low} to {high}, {row['won']:.0f} of {row['pairs']} seeds won, "
+        f"{p_value(row['p_holm'])} after Holm over {row['comparisons']} "
+        f"comparison{'s' * (row['comparisons'] != 1)}"
+    )
+    text = f"{name} {words[row['verdict']]}: {_shown_reason(row, question)} ({size})."
+    if row["verdict"] == "undecided" and not np.isnan(row["seeds_needed"]):
+        needed = row["seeds_needed"]
+        seeds = "more than 1000" if math.isinf(needed) else f"{needed:.0f}"
+        text += f" About {seeds} seeds would decide (approximate)."
+    return text
+
+
+def _shown_reason(row: Mapping[Any, Any], question: Question) -> str:
+    """Return the reason of a row with its margin in the unit that the report shows."""
+    reason = str(row["reason"]).replace(f"margin of {question.margin / 100:g}", f"margin of {margin_text(question)}")
+    return reason.replace(question.baseline, shown(question.baseline))
+
+
+def margin_text(question: Question) -> str:
+    """Return the margin with its unit, such as "1 point"."""
+    if question.metric == "nll":
+        return f"{question.margin / 100:g} nats"
+    return f"{question.margin:g} point{'s' * (question.margin != 1)}"
+
+
+def plain(value: Any, *, whole: bool = False) -> Any:
+    """Return a value that JSON can hold: a number, text, or None for what is not finite.
+
+    Args:
+        whole: whether the value is a count.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return int(value) if whole else value

@@ -1,0 +1,98 @@
+"""verdict.json says what the statistics say, and what a hand-made case must give."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.reports.made_up import write_results
+from egal_bench.errors import BenchError
+from egal_bench.reports.analysis import Question, analyse
+from egal_bench.reports.audit import audit
+from egal_bench.reports.joining import join
+from egal_bench.reports.verdict import verdict_json
+from egal_bench.tables.results import load
+
+
+def verdict_of(*folders, **question):
+    analysis = analyse(join(folders), Question(**question))
+    return verdict_json(analysis, audit(analysis.joined))
+
+
+def test_a_large_gain_is_better_a_large_loss_worse_and_none_equivalent(tmp_path):
+    gains = {"egal": 0.05, "misalignment": -0.05}
+    strategies = ("random", "egal", "misalignment", "entropy")
+    out = write_results(tmp_path, seeds=range(10), strategies=strategies, gains=gains, noise=0.002)
+    verdict = verdict_of(out)["datasets"]["cheng"]
+    words = {name: entry["verdict"] for name, entry in verdict["strategies"].items()}
+    assert words == {"egal": "better", "misalignment": "worse", "entropy": "equivalent"}
+    assert verdict["sentence"] == (
+        "On cheng, egal is better than random, misalignment is worse than random, and entropy is equivalent to random "
+        "within 1 point."
+    )
+
+
+def test_the_difference_and_its_p_value_are_those_of_scipy(tmp_path):
+    out = write_results(tmp_path, seeds=range(7), strategies=("random", "egal"), gains={"egal": 0.01})
+    entry = verdict_of(out, test="wilcoxon")["datasets"]["cheng"]["strategies"]["egal"]
+    rounds = load(out)["rounds"]
+    areas = {
+        key: np.trapezoid(run["accuracy"], run["labels"]) / np.ptp(run["labels"])
+        for key, run in rounds.groupby(["strategy", "seed"])
+    }
+    d = np.array([areas["egal", seed] - areas["random", seed] for seed in range(7)])
+    assert entry["aubc"]["difference"] == pytest.approx(d.mean(), abs=1e-12)
+    interval = stats.ttest_1samp(d, 0).confidence_interval()
+    assert (entry["aubc"]["low"], entry["aubc"]["high"]) == pytest.approx(tuple(interval), abs=1e-12)
+    assert entry["aubc"]["p"] == pytest.approx(stats.wilcoxon(d, method="exact").pvalue, abs=1e-12)
+    assert entry["aubc"]["won"] == (d > 0).sum()
+
+
+def test_of_nll_the_lower_one_is_better(tmp_path):
+    out = write_results(tmp_path, seeds=range(8), strategies=("random", "egal"), gains={"egal": 0.05}, noise=0.002)
+    entry = verdict_of(out, metric="nll")["datasets"]["cheng"]["strategies"]["egal"]
+    assert entry["verdict"] == "better"
+    assert entry["aubc"]["difference"] < 0
+
+
+def test_a_wider_margin_makes_a_small_difference_equivalent(tmp_path):
+    out = write_results(tmp_path, seeds=range(8), strategies=("random", "egal"), gains={"egal": 0.02}, noise=0.002)
+    words = {m: verdict_of(out, margin=m)["datasets"]["cheng"]["strategies"]["egal"]["verdict"] for m in (1, 5)}
+    assert words == {1: "better", 5: "equivalent"}
+
+
+def test_folders_join_into_one_report_whatever_their_order(tmp_path):
+    a = write_results(tmp_path / "a", strategies=("random", "egal"), seeds=range(4))
+    b = write_results(tmp_path / "b", strategies=("entropy",), seeds=range(4))
+    c = write_results(tmp_path / "c", datasets=("siim",), seeds=range(4))
+    verdict, other = verdict_of(a, b, c), verdict_of(c, b, a)
+    assert set(verdict["datasets"]) == {"cheng", "siim"}
+    assert set(verdict["datasets"]["cheng"]["strategies"]) == {"egal", "entropy"}
+    assert verdict["datasets"] == other["datasets"]
+
+
+def test_the_same_run_in_two_folders_is_refused(tmp_path):
+    folders = [write_results(tmp_path / name, strategies=("random",), seeds=[3]) for name in "ab"]
+    with pytest.raises(BenchError, match="cheng, random, seed 3 stands in"):
+        join(folders)
+
+
+def test_runs_of_different_settings_are_never_compared(tmp_path):
+    plain = write_results(tmp_path / "plain")
+    ablation = write_results(tmp_path / "ablation", settings={"explain_loss": 1.0})
+    verdict = verdict_of(plain, ablation)
+    assert set(verdict["datasets"]) == {"cheng (explain-loss 0.0)", "cheng (explain-loss 1.0)"}
+    (check,) = [c for c in verdict["audit"] if c["check"] == "One setting per data set"]
+    assert check["status"] == "fail"
+    assert "explain-loss" in check["detail"]
+
+
+def test_an_unknown_baseline_is_named_with_the_nearest(tmp_path):
+    out = write_results(tmp_path, seeds=range(2))
+    with pytest.raises(BenchError, match="unknown baseline 'entropi': did you mean"):
+        verdict_of(out, baseline="entropi")
+
+
+@pytest.mark.parametrize("question", [{"metric": "speed"}, {"test": "z"}, {"margin": 0}, {"margin": float("nan")}])
+def test_a_question_that_makes_no_sense_is_refused(question):
+    with pytest.raises(BenchError):
+        Question(**question)
