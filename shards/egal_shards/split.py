@@ -92,7 +92,8 @@ def _check_classes(units: dict[str, _Unit], records: Sequence[Record], classes: 
         if samples[label] < 2:
             count = f"{samples[label]} sample{'s' * (samples[label] != 1)}"
             raise ShardError(
-                f"split: class {label!r} has {count}, and pool and test need one each; add some, or pack without it: --drop-class"
+                f"split: class {label!r} has {count}, and pool and test need one each; add some, or pack without the "
+                "class: --drop-class"
             )
         if len(holders) < 2:
             raise ShardError(

@@ -10,9 +10,9 @@ from bench.tiny import tiny_config
 from egal_bench.dataset import open_dataset
 from egal_bench.errors import BenchError
 from egal_bench.runs.engine import USER_ERRORS, Engine
+from egal_bench.runs.events import RoundDone, RunDone
 from egal_bench.runs.grid import resolved, tasks_of
 from egal_bench.runs.local_engine import LocalEngine, load_ahead
-from egal_bench.runs.events import RoundDone, RunDone
 from egal_bench.runs.run import run
 from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
