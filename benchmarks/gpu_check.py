@@ -61,7 +61,7 @@ class Case:
         channels: C of the features [B, C, side, side].
         side: height and width of the features.
         size: height and width of the ROI.
-        dtype: of the features.
+        dtype: dtype of the features.
         classes: K of the linear head.
         channels_last: memory format of the features.
     """
@@ -287,8 +287,8 @@ def compare(inputs: Inputs, head: dict[str, Tensor], share: float, **options: An
     Args:
         inputs: on the CPU.
         head: alpha and logits, if the inputs have no weight.
-        share: of the pixels by which counts may differ.
-        options: of `acquire`.
+        share: share of the pixels by which counts may differ.
+        options: options of `acquire`.
     """
     features, weight, bias, roi = inputs
     on_gpu = [None if tensor is None else tensor.cuda() for tensor in (features, weight, bias)]

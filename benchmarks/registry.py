@@ -72,7 +72,7 @@ class Benchmark:
         """Check and measure one case; return its rows of `measurements.SCHEMA`, one per contender.
 
         Args:
-            label: of the input.
+            label: label of the input.
             home: folder for what the cases of one session share.
             timer: times the contenders.
 

@@ -49,7 +49,7 @@ def minimise(
         labels: int [N].
         classes: K.
         l2: penalty.
-        scale: of each feature's weights in the penalty, [C] or one number.
+        scale: scale of each feature's weights in the penalty, [C] or one number.
         start: weight and bias side by side, [K, C + 1]; None: zeros.
         tolerance: largest component of the gradient at the end.
 

@@ -32,8 +32,8 @@ class Objective:
 
     Attributes:
         explain: weight of the explanation.
-        convention: of the Grad-CAM.
-        weight: of each class, float32 [K]; None: all 1.
+        convention: convention of the Grad-CAM.
+        weight: weight of each class, float32 [K]; None: all 1.
         precision: "float32", or "bfloat16" for the trunk's autocast; losses, gradients and weights stay float32.
     """
 

@@ -58,7 +58,7 @@ class UserModel(Adapted):
     """A module of the user's own factory as a trunk; an exception inside it names the backbone and its place.
 
     Args:
-        model: from images float [B, in_channels, H, W] to a map [B, C, h, w].
+        model: maps images float [B, in_channels, H, W] to a map [B, C, h, w].
         backbone: the name `module:factory`.
     """
 

@@ -90,7 +90,7 @@ def build(
         image_channels: channels of the packed images, 1 or 3.
         image_size: pixels per side of the packed images.
         size: pixels per side that the trunk sees; None: `image_size`.
-        seed: of the random initialisation.
+        seed: seed of the random initialisation.
         weights: state dict of a checkpoint; None: random initialisation.
         tell: called with one line that says how the weights were adapted, where they were.
 

@@ -29,7 +29,7 @@ class Trunk:
 
     Attributes:
         module: the trunk.
-        channels: of its map.
+        channels: number of channels of its map.
         mean: per input channel, of images scaled to 0..1.
         std: per input channel, of images scaled to 0..1.
     """

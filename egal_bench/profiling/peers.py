@@ -73,7 +73,7 @@ def peers(
         images: one batch, on the device.
         roi: the ROIs of this batch.
         config: with device and precision resolved.
-        libraries: by name; None: LIBRARIES.
+        libraries: each library by its name; None: LIBRARIES.
     """
     chosen = LIBRARIES if libraries is None else libraries
     return {name: _peer(library, network, images, roi, config) for name, library in chosen.items()}

@@ -46,8 +46,8 @@ class Profile:
     """A finished profile.
 
     Attributes:
-        rows: of the table at `path`; their columns are those of `measurements.SCHEMA`.
-        peers: by name; empty where they were not measured.
+        rows: rows of the table at `path`; their columns are those of `measurements.SCHEMA`.
+        peers: each peer by its name; empty where none was measured.
         path: the Parquet file.
         config: with device and precision resolved.
         batch: images per batch.

@@ -21,7 +21,7 @@ class Table:
     """A table of text.
 
     Attributes:
-        name: of its files.
+        name: name of its files, without the ending.
         title: a heading.
         note: what the columns mean.
         header: one per column; the first column names the row.

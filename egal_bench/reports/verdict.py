@@ -82,7 +82,7 @@ def dataset_sentence(name: str, rows: pd.DataFrame, question: Question, obstacle
     """Return the verdict on a data set in one sentence.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         rows: its rows of `verdicts`, one per strategy.
         question: what is asked.
         obstacle: the reason to give where nothing was compared.

@@ -23,7 +23,7 @@ class Purchase:
         scores: float64 [B], the score with which each was chosen.
         entropy: float [B], nats.
         tied: bool [B], whether its score equals that of a sample that was not bought.
-        overlap: of Grad-CAM and ROI of the bought samples; their ROIs are bought with the labels.
+        overlap: overlap of Grad-CAM and ROI of the bought samples; their ROIs are bought with the labels.
         unlabelled: int64 [N], positions of the pool from which they were chosen.
         labelled: int64 [L], positions of the samples that were labelled then.
     """

@@ -74,7 +74,7 @@ def extract(
         folder: its parent may be shared by any number of comparisons.
         device: where the network runs.
         advance: called with n after each n samples.
-        precision: of the trunk.
+        precision: precision of the trunk.
 
     Raises:
         BenchError: the disk is full, or the features of a sample are NaN, infinite or beyond float16.

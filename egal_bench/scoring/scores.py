@@ -28,7 +28,7 @@ class Scores:
     Attributes:
         logits: float [N, K].
         entropy: float [N], nats.
-        overlap: of the Grad-CAM with the ROI; None where the ROIs were not looked at.
+        overlap: overlap of the Grad-CAM with the ROI; None where the ROIs were not looked at.
         features: float32 [N, C], pooled; None where they were not asked for.
         draws: float [N, T, K], logits of T stochastic heads; None where they were not asked for.
     """

@@ -112,7 +112,7 @@ def intact_batches(folder: Path, samples: int) -> list[int]:
     """Return the numbers of rows of the batches in `folder` that are as they were written, up to the first other one.
 
     Args:
-        folder: of a Spool.
+        folder: folder of a Spool.
         samples: the rows that each array must have; where it has another number, no batch counts.
     """
     lines = _journal(folder, samples)

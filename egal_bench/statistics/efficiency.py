@@ -24,7 +24,7 @@ def first_reach(values: np.ndarray, target: float) -> float:
 
     Args:
         values: float [R], one value per round, a higher one is better; a NaN never reaches anything.
-        target: in the same units.
+        target: value to reach, in the same units.
     """
     reached = np.flatnonzero(values >= target)
     if not len(reached):

@@ -33,7 +33,7 @@ def differences(table: pd.DataFrame, baseline: str = "random", *, level: float =
         level: confidence of the interval.
     Columns: those that name the cell, strategy, and
     `pairs`: seeds that both have. `difference`: mean of strategy − baseline, in units of the metric.
-    `low`, `high`: Student's interval of that mean (see estimates.py). `sd`: of the differences.
+    `low`, `high`: Student's interval of that mean (see estimates.py). `sd`: that of the differences.
     `won`, `tied`: seeds in which the strategy is better, or equal. `effect`: difference / sd (Cohen's d of pairs).
     `improvement`: P(strategy better than baseline) over all pairs of runs.
     For nll and ece lower is better, which `won` and `improvement` know; `difference` and `effect` keep their sign.

@@ -20,7 +20,7 @@ def seeds_needed(mean: float, sd: float, margin: float, *, comparisons: int = 1,
     Args:
         mean: mean paired difference.
         sd: sample standard deviation of the differences.
-        margin: of equivalence, in the same units.
+        margin: differences below it do not matter; in the same units.
         comparisons: number of comparisons of the family; alpha is divided by it, which is Holm's hardest step.
         alpha: level of the family.
     The smaller of what a significant difference and what equivalence would need; inf above MOST_SEEDS; NaN where sd

@@ -183,7 +183,7 @@ def source_intervals(values: np.ndarray, groups: int, level: float = 0.95) -> di
 
     Args:
         values: float [S, 1 + draws], first on the real test set, then on each draw of it.
-        groups: of the test set.
+        groups: groups of the test set.
         level: confidence of the intervals.
     """
     n, real, drawn = len(values), values[:, 0], values[:, 1:]

@@ -36,7 +36,7 @@ def verdicts(
         test: as in `significance.paired_p`.
         rng: needed above `significance.EXACT_SEEDS` seeds.
     Columns: those of `paired.differences`, and
-    `p`, `p_holm`: of the paired test. `p_equivalence`, `p_equivalence_holm`: of TOST within ±margin.
+    `p`, `p_holm`: p of the paired test. `p_equivalence`, `p_equivalence_holm`: p of TOST within ±margin.
     `comparisons`: size of the family, which is all comparisons with the baseline in the same cell that can be tested.
     `verdict`: "equivalent" where p_equivalence_holm ≤ alpha, also where a difference within the margin is
     significant; else "better" or "worse", by the sign of the mean, where p_holm ≤ alpha; else "undecided".

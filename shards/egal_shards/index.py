@@ -126,7 +126,7 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
 
 
 def _plausible(file: pq.ParquetFile, samples: int) -> bool:
-    """Return whether the metadata of the file fit an index of so many samples. Reads no column."""
+    """Return whether the metadata of the file fit an index of this many samples. No column is read."""
     metadata, schema = file.metadata, file.schema_arrow
     groups = [metadata.row_group(n) for n in range(min(metadata.num_row_groups, samples + 1))]
     unpacked = sum(group.column(n).total_uncompressed_size for group in groups for n in range(group.num_columns))

@@ -23,7 +23,7 @@ def roi_of(image: Image.Image, inverted_from: int | None, path: File) -> np.ndar
     - A palette of greys with black or white counts by colour, any other by index: index 0 is outside.
 
     Args:
-        image: of mode 1, L, LA, P, RGB, RGBA, I or I;16.
+        image: an image of mode 1, L, LA, P, RGB, RGBA, I or I;16.
         inverted_from: the largest stored value of a 16-bit file where 0 is white.
         path: for errors.
     """
