@@ -63,13 +63,13 @@ def compare(config: Config) -> Comparison:
     datasets = [
         open_dataset(path, name) for name, path in dataset_paths(config, folder, replace=config.replace).items()
     ]
+    check_names([*(dataset.name for dataset in datasets), *names])
     check_feasible(config, datasets)
     prepare_process()
     if workers_of(config, "cpu") > 1:
         load_ahead(config.regime)
     config = resolved(config)
     tasks = tasks_of(config, datasets, folder)
-    check_names(tasks)
     if not config.replace:
         check_replaceable(tasks, folder)
     settings = tasks[0].settings

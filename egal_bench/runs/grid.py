@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from egal_bench.runs.task import Task
 from egal_bench.strategies import find
 from egal_bench.tables.folder import ResultsFolder, RunName
 from egal_bench.tables.settings import digest
+from egal_shards.errors import printable
 
 MAX_NAME = 230  # characters of a percent-encoded name, so that `strategy=NAME` stays within 255
 
@@ -42,12 +43,19 @@ def check_feasible(config: Config, datasets: Sequence[Dataset]) -> None:
             raise BenchError(f"--explain-loss: no sample in the pool of {dataset.name} has an ROI: leave it out")
 
 
-def check_names(tasks: Sequence[Task]) -> None:
-    """Raise BenchError for a run whose name is too long for a folder, before any run starts."""
-    for name in {name for task in tasks for name in (task.run.dataset, task.run.strategy)}:
-        if (length := len(quote(name, safe=""))) > MAX_NAME:
+def check_names(names: Iterable[str]) -> None:
+    """Raise BenchError for a data set or strategy whose name cannot be that of a folder, before any run starts."""
+    for name in names:
+        shown = printable(name if len(name) <= 40 else f"{name[:40]}…")
+        try:
+            length = len(quote(name, safe=""))
+        except UnicodeEncodeError:
             raise BenchError(
-                f"the name {name[:40]!r}… takes {length} characters as a folder, and file systems allow {MAX_NAME}: "
+                f"the name {shown!r} is not UTF-8, so results cannot be filed under it: rename it"
+            ) from None
+        if length > MAX_NAME:
+            raise BenchError(
+                f"the name {shown!r} takes {length} characters as a folder, and file systems allow {MAX_NAME}: "
                 "rename the shard set, or register the strategy under a shorter name"
             )
 
