@@ -35,7 +35,7 @@ def noticed(raw: Raw, channels: int, mask: np.ndarray) -> Iterator[str]:
     top = 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
     if image.min() == image.max():
         yield _CONSTANT
-    elif image.dtype == np.uint8 and np.quantile(image[::4, ::4], 0.99) < DARK * top:
+    elif image.dtype != np.uint16 and np.quantile(image[::4, ::4], 0.99) < DARK * top:
         yield _DARK
     area = int(np.count_nonzero(mask))
     if area > LARGE_ROI * mask.size:
