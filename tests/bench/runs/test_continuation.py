@@ -20,7 +20,7 @@ from egal_bench.runs.task import History
 from egal_bench.tables.folder import ResultsFolder
 from egal_bench.tables.schemas import SCHEMAS
 
-KILLS = 6
+KILLS = 4
 
 
 def assert_same(left: dict[str, pd.DataFrame], right: dict[str, pd.DataFrame]) -> None:
