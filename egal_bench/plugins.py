@@ -34,7 +34,7 @@ def load_attribute(reference: str, what: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise BenchError(f"{what}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the user's code must not end the program
         raise UserCodeError.of(what, error) from error
 
 

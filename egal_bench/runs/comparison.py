@@ -112,7 +112,7 @@ def comparable_tables(
         last: number of the last round.
         first: strategies that come first, in this order; others follow by name.
     """
-    records = folder.records()
+    records = folder.records(damaged_raise=False)
     runs = same_data(
         [run for run, record in records.items() if comparable(record["settings"]) == settings], records, data
     )

@@ -52,7 +52,8 @@ def dataset_paths(config: Config, folder: ResultsFolder, *, replace: bool = Fals
         else:
             name, path = set_name(text), text
         if name in paths:
-            raise BenchError(f"two shard sets are named {name!r}: results are filed by name; rename a folder")
+            fix = "leave one out" if text.startswith(PHANTOM) else "rename a folder"
+            raise BenchError(f"two shard sets are named {name!r}: results are filed by name; {fix}")
         paths[name] = path
     return paths
 
@@ -62,6 +63,8 @@ def phantom_dials(text: str, config: Config) -> PhantomDials:
 
     A dial that the specification leaves out has the value of its flag.
     """
+    if text != PHANTOM and not text.endswith(")"):
+        raise BenchError(f"{text!r}: expected phantom(kind,dial=value,…)")
     inner = text.removeprefix(PHANTOM).removeprefix("(").removesuffix(")")
     parts = [part.strip() for part in inner.split(",") if part.strip()]
     arguments = [f"kind={part}" if "=" not in part else part for part in parts]

@@ -44,7 +44,7 @@ def _groups(folder: ResultsFolder) -> list[dict[str, Any]]:
     """Return one dict per data set, strategy and settings: these three, the seeds, and the last round."""
     seeds = defaultdict(list)
     records: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for run, record in folder.records().items():
+    for run, record in folder.records(damaged_raise=False).items():
         group = run.dataset, run.strategy, record["config_hash"]
         seeds[group].append(run.seed)
         records[group] = record

@@ -49,6 +49,8 @@ def state_of(task: Task, folder: ResultsFolder) -> State:
     if record is None:
         return State.ABSENT
     if record["config_hash"] == task.config_hash:
+        if not folder.is_intact(task.run):
+            return State.DAMAGED
         if record["last_round"] < task.config.rounds:
             return State.SHORTER
         return State.FINISHED if _has_files(task, folder) else State.WITHOUT_FILES

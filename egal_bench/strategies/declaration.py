@@ -108,7 +108,7 @@ class BoundStrategy:
             answer = self.strategy(pool, **dict(self.parameters))
         except BenchError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a strategy must not end the program
             if not self.strategy.source:
                 raise
             raise UserCodeError.of(f"strategy {self.name!r}", error, self.strategy.source) from error

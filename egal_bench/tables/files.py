@@ -38,7 +38,7 @@ def as_table(table: str, rows: Sequence[Mapping[str, Any]], record: Mapping[str,
 def write_table(rows: pa.Table, path: Path) -> None:
     """Write `rows` to `path` as Parquet."""
     repeating = [name for name in rows.schema.names if name in TEXT_COLUMNS]
-    pq.write_table(rows, path, use_dictionary=repeating)
+    pq.write_table(rows, path, use_dictionary=repeating, write_page_checksum=True)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -56,7 +56,7 @@ def read(path: Path, table: str) -> pa.Table:
     """Return the rows of the file at `path`. Raises BenchError for other columns, no rows, or damage."""
     schema = file_schema(table)
     try:
-        rows = pq.ParquetFile(path).read(use_threads=False)
+        rows = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
     if not rows.schema.equals(schema):

@@ -60,12 +60,24 @@ class ResultsFolder:
         """Return the path of the run's file of `table`."""
         return part(self.path, table, *run)
 
-    def records(self) -> dict[RunName, dict[str, Any]]:
-        """Return the record of every complete run, sorted by name."""
+    def records(self, *, damaged_raise: bool = True) -> dict[RunName, dict[str, Any]]:
+        """Return the record of every complete run, sorted by name.
+
+        Args:
+            damaged_raise: whether a damaged file raises BenchError; otherwise its run is left out.
+        """
         files = sorted(self.path.glob("rounds/dataset=*/strategy=*/seed=*/part.parquet"))
-        runs = {RunName(*run_of(file)) for file in files}
-        records = {run: self.record(run) for run in sorted(runs)}
-        return {run: record for run, record in records.items() if record is not None and record != EARLIER}
+        records = {}
+        for run in sorted({RunName(*run_of(file)) for file in files}):
+            try:
+                record = self.record(run)
+            except BenchError:
+                if damaged_raise:
+                    raise
+                continue
+            if record is not None and record != EARLIER:
+                records[run] = record
+        return records
 
     def record(self, run: RunName) -> dict[str, Any] | None:
         """Return the record of a complete run, None where its tables are absent or come from different runs.
@@ -87,6 +99,15 @@ class ResultsFolder:
             return []
         records = {table: read_record(self.part(table, run)) for table in SCHEMAS}
         return [table for table, other in records.items() if other is not None and _core(other) == _core(record)]
+
+    def is_intact(self, run: RunName) -> bool:
+        """Return whether every table of a complete run can be read, each page as it was written."""
+        try:
+            for table in self.kept(run):
+                read(self.part(table, run), table)
+        except BenchError:
+            return False
+        return True
 
     def tables(self, run: RunName) -> RunTables:
         """Return the rows of the tables of a complete run."""

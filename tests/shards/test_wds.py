@@ -568,7 +568,7 @@ def test_stock_webdataset_reads_our_shards(ours):
 
 
 def test_ray_data_reads_our_shards(ours):
-    ray = pytest.importorskip("ray.data", reason="Ray is not installed: pip install 'egal-bench[ray]'")
+    ray = pytest.importorskip("ray.data", reason="Ray is not installed: pip install ray")
     rows = ray.read_webdataset(sorted(map(str, ours.glob("*.tar"))), decoder=None).take_all()
     for row in rows:  # Ray fills in a NaN where a sample has no ROI, and cannot decode such a column itself
         decoded = {

@@ -107,6 +107,20 @@ def test_parts_make_the_whole_grid(finished, tmp_path):
     assert "6 of 6 runs are already in" in process.stderr
 
 
+@pytest.mark.parametrize("table", list(SCHEMAS))
+@pytest.mark.parametrize("harm", ["empty", "cut", "flipped"])
+def test_a_damaged_table_is_computed_again(phantom_dataset, tmp_path, table, harm):
+    config = tiny_config(phantom_dataset(150).shards.where, out=tmp_path / "out", rounds=1, regime="frozen")
+    compare(config)
+    before = contents(tmp_path / "out")
+    (file,) = (tmp_path / "out").glob(f"{table}/**/part.parquet")
+    data = bytearray(file.read_bytes())
+    data[60] ^= 255
+    file.write_bytes({"empty": b"", "cut": bytes(data[:-9]), "flipped": bytes(data)}[harm])
+    compare(config)
+    assert_same(contents(tmp_path / "out"), before)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="tables are torn apart by removing one of them")
 def test_tables_of_different_runs_are_never_read_together(finished, tmp_path):
     """A selections table that other settings have written makes the run unfinished, not wrong."""
