@@ -46,9 +46,9 @@ def _per_dataset(name: str, table: pd.DataFrame, check: Callable[[pd.DataFrame],
     """Return the check `name`, for which `check` returns what is wrong with a data set's rows, or ""."""
     if table.empty:
         return Check(name, "unknown", "The runs have no such table.")
-    found = {key["dataset"]: check(rows) for key, rows in split(table, ["dataset"])}
-    problems = [f"{shown(dataset)}: {problem}" for dataset, problem in found.items() if problem]
-    return _verdict(name, problems, f"On {len(found)} data set{'s' * (len(found) != 1)}.")
+    problem_of = {key["dataset"]: check(rows) for key, rows in split(table, ["dataset"])}
+    problems = [f"{shown(dataset)}: {problem}" for dataset, problem in problem_of.items() if problem]
+    return _verdict(name, problems, f"On {len(problem_of)} data set{'s' * (len(problem_of) != 1)}.")
 
 
 def _initial_sets(rows: pd.DataFrame) -> str:

@@ -38,8 +38,12 @@ def power_warning(seeds: int, comparisons: int) -> str | None:
     """
     if comparisons < 1 or seeds >= exact_floor(comparisons):
         return None
-    one, family = comparisons == 1, f"{comparisons} comparisons"
-    test = "an exact paired Wilcoxon test" if one else f"exact paired Wilcoxon tests of {family}, corrected by Holm,"
+    family = f"{comparisons} comparisons"
+    test = (
+        "an exact paired Wilcoxon test"
+        if comparisons == 1
+        else f"exact paired Wilcoxon tests of {family}, corrected by Holm,"
+    )
     lowest = smallest_p(seeds, comparisons)
     reach = f"cannot go below p = {lowest:.3g}" if lowest < 1 else "cannot reject at all"
     return (
