@@ -77,7 +77,8 @@ def _check_json(text: bytes, i: int, index: Index, manifest: Manifest, where: st
             f"{where}: its json does not follow the format ({first['loc']}: {first['msg']}); pack the set again"
         ) from None
     label = int(index.label[i])
-    expected = (label, manifest.classes[label], index.text("group", i), index.text("split", i))
+    name = manifest.classes[label] if manifest.classes else ""
+    expected = (label, name, index.text("group", i), index.text("split", i))
     if (contents.label, contents.class_, contents.group, contents.split) != expected:
         raise ShardError(f"{where}: label, class, group or split in its json differ from the index; pack the set again")
 

@@ -10,6 +10,7 @@ from egal_shards.dicom.parsing import begins_as_dicom
 from egal_shards.errors import ShardError
 from egal_shards.intensity import Window, windowed
 from egal_shards.masks import roi_of
+from egal_shards.polarity import MaskRoi, roi_side
 from egal_shards.rasters import MAX_PIXELS, File, Raster, opened
 
 __all__ = ["DICOM", "MAX_PIXELS", "SUFFIXES", "File", "is_dicom", "read_image", "read_mask", "without_suffix"]
@@ -69,8 +70,13 @@ def _pixels(raster: Raster, path: File) -> np.ndarray:
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def read_mask(path: File) -> np.ndarray:
-    """Return the ROI of a mask file, bool [H,W]; `masks.roi_of` says which pixels belong to it."""
+def read_mask(path: File, mask_roi: MaskRoi | None = None) -> np.ndarray:
+    """Return the ROI of a mask file, bool [H,W]; `masks.roi_of` says which pixels belong to it.
+
+    Args:
+        path: the file.
+        mask_roi: the side of the mask that is the ROI; light unless the user chose.
+    """
     with opened(path, _FORMATS) as raster:
         image = raster.image
         if image.mode not in _MASK_MODES:
@@ -78,7 +84,7 @@ def read_mask(path: File) -> np.ndarray:
                 f"{path}: a mask of mode {image.mode} is not read; save it as 8-bit PNG, 0 outside the ROI"
             )
         image.load()
-        return roi_of(image, raster.inverted_from, path)
+        return roi_side(roi_of(image, raster.inverted_from, path), mask_roi)
 
 
 def _is_16_bit(image: ImageFile.ImageFile) -> bool:

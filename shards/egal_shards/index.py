@@ -1,7 +1,7 @@
 """`index.parquet`: one row per sample in the order of the shards, checked against the manifest on reading."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
 )
 
 _TEXTS = ["key", "group", "split"]
+_BATCH = 4096  # rows that are read at a time where an index is not read whole
 _ROWS = 1 << 16  # rows whose offsets are checked at a time, roughly
 _LETTERS = np.array([KEY.fullmatch(chr(byte)) is not None for byte in range(256)])
 _NUMBERS = pa.list_(pa.field("element", pa.int64(), nullable=False))
@@ -74,18 +75,70 @@ class Index:
         return image, roi, text
 
     @classmethod
+    def of(cls, table: pa.Table) -> "Index":
+        """Return the index of a table with the columns of SCHEMA."""
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        offsets = columns["offsets"].flatten().to_numpy().reshape(-1, 6)
+        numbers = {name: columns[name].to_numpy() for name in ("shard", "label", "roi_area")}
+        texts = {name: columns[name] for name in ("key", "group", "split", "sha256")}
+        return cls(table, texts, offsets=offsets, **numbers)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __reduce__(self) -> tuple[Callable[[bytes], "Index"], tuple[bytes]]:
+        """Pickle the rows of the table alone: Arrow would add those of the larger table from which they were cut."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, SCHEMA) as stream:
+            stream.write_table(self.table)
+        return _unpickled, (sink.getvalue().to_pybytes(),)
+
+    def take(self, rows: np.ndarray) -> "Index":
+        """Return the index of some rows, in this order."""
+        return Index.of(self.table.take(pa.array(rows)))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Index"]) -> "Index":
+        """Return the index of the rows of all parts, in their order."""
+        return cls.of(pa.concat_tables([part.table for part in parts] or [SCHEMA.empty_table()]))
+
+    @classmethod
     def read(cls, folder: Path, manifest: Manifest) -> "Index":
         """Return the index of a set. Raises ShardError where it is not the one that the manifest describes."""
         path = folder / INDEX
-        table = _table(path, manifest)
-        offsets = table["offsets"].chunk(0).values.to_numpy().reshape(-1, 6)
-        numbers = {name: table[name].to_numpy() for name in ("shard", "label", "roi_area")}
-        texts = {name: table[name].chunk(0) for name in ("key", "group", "split", "sha256")}
-        index = cls(table, texts, offsets=offsets, **numbers)
+        index = cls.of(_table(path, manifest))
         for fault, passed in _rules(index, manifest):
             if not passed:
                 raise ShardError(f"{path}: {fault}; pack the set again")
         return index
+
+    @classmethod
+    def by_shard(cls, folder: Path, manifest: Manifest) -> Iterator["Index"]:
+        """Yield the rows of each shard in order, with one shard in memory at a time, however large the index is.
+
+        What `read` checks of a set is checked of each shard. Only a key that occurs in two shards is not noticed.
+        Raises ShardError.
+        """
+        path = folder / INDEX
+        batches = _batches(path, manifest)
+        pending = SCHEMA.empty_table()
+        for number, shard in enumerate(manifest.shards):
+            parts = [pending]
+            while (rows := sum(part.num_rows for part in parts)) < shard.samples:
+                if (batch := next(batches, None)) is None:
+                    raise _foreign(path)
+                parts.append(batch)
+            table = pa.concat_tables(parts)
+            index, pending = cls.of(table.slice(0, shard.samples)), table.slice(shard.samples, rows - shard.samples)
+            for fault, passed in _rules_of_shard(index, manifest, number):
+                if not passed:
+                    raise ShardError(f"{path}: {fault}; pack the set again")
+            yield index
+
+
+def _unpickled(content: bytes) -> Index:
+    with pa.ipc.open_stream(content) as stream:
+        return Index.of(stream.read_all())
 
 
 def index_bytes(columns: dict[str, list[Any]]) -> bytes:
@@ -105,7 +158,7 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
         raise ShardError(f"{path}: {error.strerror}; copy or pack the set again") from None
     if hashlib.sha256(raw).hexdigest() != manifest.index.sha256:
         raise ShardError(f"{path}: does not match its digest in the manifest; copy or pack the set again")
-    foreign = ShardError(f"{path}: its columns or row count are not those of the format; pack the set again")
+    foreign = _foreign(path)
     try:
         # A hostile file can repeat one long string in every row at 4 bytes each. Strings stay in their dictionaries
         # until they are known to be short.
@@ -125,6 +178,34 @@ def _table(path: Path, manifest: Manifest) -> pa.Table:
     return table
 
 
+def _foreign(path: Path) -> ShardError:
+    return ShardError(f"{path}: its columns or row count are not those of the format; pack the set again")
+
+
+def _batches(path: Path, manifest: Manifest) -> Iterator[pa.Table]:
+    """Yield the rows of an index whose digest and columns are right, a few thousand at a time."""
+    try:
+        if path.stat().st_size != manifest.index.bytes:
+            raise ShardError(f"{path}: its size is not the one in the manifest; copy or pack the set again")
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != manifest.index.sha256:
+                raise ShardError(f"{path}: does not match its digest in the manifest; copy or pack the set again")
+            stream.seek(0)
+            # without a buffer, Arrow reads a whole column at once
+            file = pq.ParquetFile(stream, read_dictionary=_TEXTS, buffer_size=1 << 18, pre_buffer=False)
+            if not _plausible(file, manifest.counts.samples):
+                raise _foreign(path)
+            for batch in file.iter_batches(_BATCH, use_threads=False):
+                columns = [_plain(pa.chunked_array([batch.column(field.name)]), field, path) for field in SCHEMA]
+                if any(column.null_count for column in (*columns, columns[2].flatten())):
+                    raise _foreign(path)
+                yield pa.table(columns, schema=SCHEMA)
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror or error}; copy or pack the set again") from None
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise error if isinstance(error, ShardError) else _foreign(path) from None
+
+
 def _plausible(file: pq.ParquetFile, samples: int) -> bool:
     """Return whether the metadata of the file fit an index of this many samples. No column is read."""
     metadata, schema = file.metadata, file.schema_arrow
@@ -142,14 +223,19 @@ def _column(file: pq.ParquetFile, field: pa.Field, path: Path) -> pa.Array:
     """Return a column as one array. Raises ShardError for strings that are too long."""
     # The threads of Arrow can abort a process that exits right afterwards
     column = file.read(columns=[field.name], use_threads=False)[field.name]
+    array = _plain(column, field, path)
+    del column
+    pa.default_memory_pool().release_unused()  # else Arrow would keep as much memory again for later
+    return array
+
+
+def _plain(column: pa.ChunkedArray, field: pa.Field, path: Path) -> pa.Array:
+    """Return a column as one array of its type in SCHEMA. Raises ShardError for strings that are too long."""
     if pa.types.is_dictionary(column.type):
         longest = max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks), default=0)
         if longest > MAX_TEXT:
             raise ShardError(f"{path}: a {field.name} in it is longer than {MAX_TEXT} bytes; pack the set again")
-    array = pa.concat_arrays(column.cast(field.type).chunks)
-    del column
-    pa.default_memory_pool().release_unused()  # else Arrow would keep as much memory again for later
-    return array
+    return pa.concat_arrays(column.cast(field.type).chunks)
 
 
 def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
@@ -165,12 +251,36 @@ def _rules(index: Index, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     yield "its offsets are not those of whole members, one after the other", contiguous
     labels = index.label[(index.label >= 0) & (index.label < len(manifest.classes))]
     per_class = np.bincount(labels, minlength=len(manifest.classes)).tolist()
-    yield "its labels are not those that the manifest counts", per_class == list(manifest.counts.classes.values())
+    counted = per_class == list(manifest.counts.classes.values())
+    labelled = bool(manifest.classes) or bool((index.label == -1).all())  # a set without classes has no labels
+    yield "its labels are not those that the manifest counts", counted and labelled
     splits = {name: pc.sum(pc.equal(split, name)).as_py() for name in SPLITS}
     yield "its splits are not those that the manifest counts", splits == manifest.counts.splits
+    yield "an ROI area is impossible", _possible_areas(index, manifest)
+
+
+def _rules_of_shard(index: Index, manifest: Manifest, number: int) -> Iterator[tuple[str, bool]]:
+    """Yield (fault, whether a shard is free of it) for each rule, given the rows of shard `number`."""
+    yield "a key is not 1 to 80 of A-Z a-z 0-9 _ -", _valid_keys(index.texts["key"])
+    yield "a key occurs twice", _no_repetition(index.texts["key"])
+    yield "its shards are not those of the manifest, in order", bool((index.shard == number).all())
+    yield (
+        "its offsets are not those of whole members, one after the other",
+        _contiguous(index, manifest, number, number + 1),
+    )
+    lowest, classes = (0, len(manifest.classes)) if manifest.classes else (-1, 0)
+    labelled = (index.label >= lowest) & (index.label < classes)
+    yield "its labels are not those that the manifest counts", bool(labelled.all())
+    sides = pc.is_in(index.texts["split"], pa.array(SPLITS))
+    yield "its splits are not those that the manifest counts", bool(pc.all(sides).as_py())
+    yield "an ROI area is impossible", _possible_areas(index, manifest)
+
+
+def _possible_areas(index: Index, manifest: Manifest) -> bool:
+    """Return whether exactly the rows with an ROI have an area, of at most the pixels of an image."""
     marked = (index.roi_area > 0) == (index.offsets[:, 3] > 0)
     possible = marked & (index.roi_area >= 0) & (index.roi_area <= manifest.image.size**2)
-    yield "an ROI area is impossible", bool(possible.all())
+    return bool(possible.all())
 
 
 def _valid_keys(keys: pa.Array) -> bool:

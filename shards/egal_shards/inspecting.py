@@ -56,7 +56,7 @@ def contact_sheet(shards: ShardSet, samples: int = 6, seed: int = 0) -> Image.Im
     """Return a picture with one row of random samples per class, their ROIs outlined, key and ROI area below.
 
     Samples with ROI come first, so that there is something to check. The picture has at most 400 tiles and leaves
-    further classes out.
+    further classes out. A set without labels has a single row.
 
     Args:
         shards: Set to show.
@@ -65,30 +65,31 @@ def contact_sheet(shards: ShardSet, samples: int = 6, seed: int = 0) -> Image.Im
     """
     if not 1 <= samples <= _MAX_TILES:
         raise ShardError(f"samples {samples} is not between 1 and {_MAX_TILES}; 6 is usual")
-    font, classes = _font(), min(len(shards.classes), _MAX_TILES // samples)
-    height = _CAPTION + classes * (_TILE + _CAPTION + _GAP)
+    labels = (range(len(shards.classes)) or [-1])[: _MAX_TILES // samples]
+    font = label_font()
+    height = _CAPTION + len(labels) * (_TILE + _CAPTION + _GAP)
     sheet = Image.new("RGB", (_GAP + samples * (_TILE + _GAP), height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     spec = shards.manifest.image
     count = f"{len(shards)} sample{'s' * (len(shards) != 1)}"
     title = f"{shards.name}: {count}, {spec.channels}×{spec.size}×{spec.size} {spec.dtype}, ROI outlined"
     draw.text((_GAP, 8), title, _INK, font)
-    streams = np.random.default_rng(seed).spawn(classes)
-    for label, rng in enumerate(streams):
-        top = _CAPTION + label * (_TILE + _CAPTION + _GAP)
+    streams = np.random.default_rng(seed).spawn(len(labels))
+    for row, (label, rng) in enumerate(zip(labels, streams, strict=True)):
+        top = _CAPTION + row * (_TILE + _CAPTION + _GAP)
         for column, i in enumerate(_drawn(shards, label, samples, rng)):
             left, sample = _GAP + column * (_TILE + _GAP), shards[i]
-            sheet.paste(_tile(sample), (left, top))
+            sheet.paste(Image.fromarray(outlined(pixels_of(sample, _TILE), sample.roi)), (left, top))
             for line, text in enumerate(_caption(sample, shards)):
-                draw.text((left, top + _TILE + 1 + 14 * line), _shortened(text, draw, font), _INK, font)
+                draw.text((left, top + _TILE + 1 + 14 * line), shortened(text, draw, font, _TILE), _INK, font)
     return sheet
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def label_font(size: int = 12) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans: names of classes can need more alphabets than the font of Pillow has."""
     import matplotlib
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12)
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _drawn(shards: ShardSet, label: int, samples: int, rng: np.random.Generator) -> list[int]:
@@ -98,19 +99,23 @@ def _drawn(shards: ShardSet, label: int, samples: int, rng: np.random.Generator)
     return [int(i) for i in rows[order[:samples]]]
 
 
-def _tile(sample: Sample) -> Image.Image:
-    """Return the picture of a sample with its ROI outlined."""
+def pixels_of(sample: Sample, side: int) -> np.ndarray:
+    """Return the picture of a sample, uint8 [side, side, 3]."""
     pixels = sample.image.transpose(1, 2, 0)
     if pixels.dtype != np.uint8:  # show its darkest pixel as black and its brightest as white
         low, high = int(pixels.min()), int(pixels.max())
         pixels = ((pixels.astype(np.float64) - low) * (255 / max(high - low, 1))).astype(np.uint8)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-    tile = np.array(image.resize((_TILE, _TILE), Image.Resampling.BILINEAR))
-    at = (np.arange(_TILE) * len(sample.roi)) // _TILE
-    roi = sample.roi[np.ix_(at, at)]
+    return np.array(image.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def outlined(tile: np.ndarray, roi: np.ndarray) -> np.ndarray:
+    """Return a copy of a picture, uint8 [side, side, 3], with the outline of the ROI, bool [H, W] of any size."""
+    tile, at = tile.copy(), (np.arange(len(tile)) * len(roi)) // len(tile)
+    roi = roi[np.ix_(at, at)]
     tile[_border(roi, beyond=False)] = _OUTLINE
     tile[_border(~roi, beyond=True)] = _RIM  # a second colour, since no single one is visible on every image
-    return Image.fromarray(tile)
+    return tile
 
 
 def _border(area: np.ndarray, beyond: bool) -> np.ndarray:
@@ -125,16 +130,16 @@ def _border(area: np.ndarray, beyond: bool) -> np.ndarray:
 def _caption(sample: Sample, shards: ShardSet) -> tuple[str, str]:
     """Return the two lines below a sample."""
     area = f"ROI {100 * sample.roi.mean():.2g} %" if sample.has_roi else "no ROI"
-    return sample.key, f"{shards.classes[sample.label]}, {area}"
+    return sample.key, f"{shards.classes[sample.label]}, {area}" if shards.classes else area
 
 
-def _shortened(text: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """Return the text, or only its end where it is too long for a tile, since keys differ at their ends."""
-    if draw.textlength(text, font) <= _TILE:
+def shortened(text: str, draw: ImageDraw.ImageDraw, font: Any, width: int) -> str:
+    """Return the text, or only its end where it is wider than `width` pixels, since keys differ at their ends."""
+    if draw.textlength(text, font) <= width:
         return text
     return next(
         short for start in range(1, len(text) + 1)
-        if draw.textlength(short := f"…{text[start:]}", font) <= _TILE
+        if draw.textlength(short := f"…{text[start:]}", font) <= width
     )  # fmt: skip
 
 

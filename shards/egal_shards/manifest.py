@@ -84,7 +84,7 @@ class Manifest(_Part):
     checksum: Digest  # SHA-256 of this file with 0 for every digit of the checksum
     version: int
     name: str
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]  # label i is classes[i]
+    classes: tuple[str, ...]  # label i is classes[i]; none: the set has no labels, and the label of every sample is -1
     counts: Counts
     image: ImageSpec
     resize: Resize
@@ -117,8 +117,9 @@ class Manifest(_Part):
         totals = {
             "shards": sum(shard.samples for shard in self.shards),
             "counts.splits": sum(self.counts.splits.values()),
-            "counts.classes": sum(self.counts.classes.values()),
         }
+        if self.classes:
+            totals["counts.classes"] = sum(self.counts.classes.values())
         for part, total in totals.items():
             if total != self.counts.samples:
                 raise ValueError(f"{part} add up to {total}, counts.samples is {self.counts.samples}")

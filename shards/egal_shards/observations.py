@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from egal_shards.errors import printable
+from egal_shards.errors import ShardError, printable
+from egal_shards.polarity import LIGHT_BORDER, TWO_SIDED
 from egal_shards.records import Raw, Source
 
 FEWEST_GROUPS = 10
@@ -46,6 +47,8 @@ def noticed(raw: Raw, channels: int, mask: np.ndarray) -> Iterator[str]:
 
 def remarks(source: Source, splits: Sequence[str]) -> Iterator[str]:
     """Yield what is unusual about the groups and classes of a source, given the side of the split of each record."""
+    if not source.classes:
+        return  # without labels there is no split, so nothing to say about its sides
     groups = {record.group for record in source.records}
     if len(groups) < FEWEST_GROUPS:
         yield (
@@ -61,6 +64,20 @@ def remarks(source: Source, splits: Sequence[str]) -> Iterator[str]:
                 f"fewer than {FEWEST_SAMPLES} {side} samples of class {listed}: metrics per class will be noisy; "
                 "--drop-class NAME packs the set without a class"
             )
+
+
+def check_masks(counts: Counter[str], name: str) -> None:
+    """Raise ShardError if most masks look inverted, and the user has not said which of their sides is the ROI.
+
+    Args:
+        counts: Samples per kind or note.
+        name: Name of the source.
+    """
+    if counts[LIGHT_BORDER] > MOST * counts[TWO_SIDED]:
+        raise ShardError(
+            f"{name}: {_light_masks(counts)}, as masks with inverted colours are; choose --mask-roi dark if the dark "
+            "side is the ROI, --mask-roi light if the light side is"
+        )
 
 
 def summary(counts: Mapping[str, int], samples: int, with_roi: int) -> Iterator[str]:
@@ -83,8 +100,18 @@ def summary(counts: Mapping[str, int], samples: int, with_roi: int) -> Iterator[
             if number > MOST * with_roi:
                 area = f"cover more than {LARGE_ROI:.0%} of the image" if kind == _LARGE else "are a single pixel"
                 yield f"{number} of {with_roi} ROIs {area}: check the units of boxes, and masks with inverted colours"
-        else:
+        elif kind == LIGHT_BORDER:
+            yield (
+                f"{_light_masks(counts)}, unlike the others, and the light side is read as ROI: look at the picture "
+                "of `egal-bench inspect`"
+            )
+        elif kind != TWO_SIDED:
             yield f"{printable(kind)} ({_counted(number, 'sample')})"
+
+
+def _light_masks(counts: Mapping[str, int]) -> str:
+    number, masks = counts[LIGHT_BORDER], _counted(counts[TWO_SIDED], "mask")
+    return f"{number} of {masks} {'is' if number == 1 else 'are'} light along the border and dark inside"
 
 
 def _counted(number: int, noun: str) -> str:

@@ -132,6 +132,7 @@ def pack(
                 notes.update(sample.notes)
                 with_roi += sample.row["roi_area"] > 0
                 advance(1)
+        observations.check_masks(notes, source.name)
         image = {"size": size, "channels": channels, "dtype": dtype, "format": image_format}
         writer.finish(name=source.name, classes=source.classes, image=image, resize=resize, made=settings)
     for line in observations.summary(notes, len(plan), with_roi):
@@ -174,7 +175,7 @@ def _check_source(source: Source, channels: int) -> None:
             raise ShardError(f"{record.file}: its group has more than {layout.MAX_TEXT} bytes; shorten it")
         if record.key in seen:
             raise ShardError(f"{record.file}: has the same key {record.key!r} as {seen[record.key]}; rename one")
-        if record.label not in source.classes:
+        if record.label not in (source.classes or ("",)):
             raise ShardError(f"{record.file}: label {record.label!r} is none of {list(source.classes)}; fix it")
         seen[record.key] = record.file
 
@@ -215,7 +216,7 @@ def _encode(record: Record, side: str, unit: str, spec: _Spec, classes: Sequence
     boxes = geometry.fit_boxes(raw.boxes, width, height, record.file)
     mask = geometry.draw_boxes(boxes, at) if raw.mask is None else geometry.resize_mask(raw.mask, at)
     fields = {
-        "label": classes.index(record.label),
+        "label": classes.index(record.label) if classes else -1,
         "class": record.label,
         "group": unit,
         "split": side,

@@ -1,4 +1,4 @@
-"""A progress bar on stderr for work that takes long."""
+"""A progress bar on stderr for work that takes long, where stderr is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 @contextmanager
 def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar of `total` items while the context is open, and yield the function that advances it.
+
+    There is no bar where stderr is not a terminal, such as in a log file.
 
     Args:
         title: Text before the bar.
@@ -21,6 +23,6 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
         yield lambda items: bar.advance(task, items)

@@ -44,7 +44,7 @@ class Sample:
     image: np.ndarray  # uint8 or uint16 [C,H,W]
     roi: np.ndarray  # bool [H,W]
     has_roi: bool
-    label: int
+    label: int  # -1 in a set without labels
     group: str
     split: str  # "pool" or "test"
 
@@ -56,7 +56,7 @@ class Batch:
     images: "torch.Tensor"  # uint8 or uint16 [B,C,H,W]
     roi: "torch.Tensor"  # int32 [B,W,ceil(H/32)]: bit y%32 of word y//32 of row x is pixel (y,x)
     has_roi: "torch.Tensor"  # bool [B]
-    labels: "torch.Tensor"  # int64 [B]
+    labels: "torch.Tensor"  # int64 [B]; -1 in a set without labels
     keys: list[str]
 
 
@@ -71,29 +71,72 @@ class ShardSet:
     def __init__(self, path: str | Path) -> None:
         self._open(str(path), "")
 
+    @classmethod
+    def without_index(cls, path: str | Path, digest: str = "") -> "ShardSet":
+        """Return the set with its manifest alone: it has no samples until `with_rows` gives it some.
+
+        A set of any size opens at once and in little memory, also where some of its shards are damaged or missing:
+        those are found when `with_rows` names them, or when they are read.
+
+        Args:
+            path: Folder or URL of the set.
+            digest: Digest that its manifest must have; "" for any.
+        """
+        shards = cls.__new__(cls)
+        shards._open_manifest(str(path), digest)
+        shards.rows = Index.joined([])
+        return shards
+
+    def with_rows(self, rows: Index) -> "ShardSet":
+        """Return this set with these rows of its index as its samples: positions count within them.
+
+        Raises ShardError where a shard of these rows has not the size that the manifest says.
+        """
+        for number in [] if self.remote else np.unique(rows.shard).tolist():
+            shard = self.manifest.shards[number]
+            _check_size(self.path / shard.file, shard.bytes)
+        shards = ShardSet.__new__(ShardSet)
+        for name in ("where", "remote", "path", "manifest", "_transfers"):
+            setattr(shards, name, getattr(self, name))
+        shards.rows = rows
+        return shards
+
+    def index_by_shard(self) -> Iterator[Index]:
+        """Yield the rows of each shard in order, read from the index file with one shard in memory at a time."""
+        if self.remote:
+            with self.remote.open(self.manifest.index):
+                yield from Index.by_shard(self.path, self.manifest)
+        else:
+            yield from Index.by_shard(self.path, self.manifest)
+
     def _open(self, where: str, digest: str) -> None:
         """Open the set at a path or URL. A digest that is not empty is the one that its manifest must have."""
+        self._open_manifest(where, digest)
+        if self.remote:
+            with self.remote.open(self.manifest.index):
+                self.rows = Index.read(self.path, self.manifest)
+            return
+        for shard in self.manifest.shards:
+            _check_size(self.path / shard.file, shard.bytes)
+        self.rows = Index.read(self.path, self.manifest)  # the index by column; `index()` returns it as a DataFrame
+
+    def _open_manifest(self, where: str, digest: str) -> None:
+        """Read the manifest of the set at a path or URL, and check its digest as `_open` does."""
         self._transfers: dict[str, Transfer] = {}  # one Transfer per device
         self.where = where  # opens the set again; show people `urls.shown` of it, since a URL can hold secrets
         self.remote = _remote(where, digest) if is_url(where) else None
         if self.remote:
             self.path, self.manifest = self.remote.folder, self.remote.manifest
-            _check_same(where, digest, self.manifest)
-            with self.remote.open(self.manifest.index):
-                self.rows = Index.read(self.path, self.manifest)
-            return
-        self.path = Path(where)
-        self.manifest = Manifest.read(self.path)
+        else:
+            self.path = Path(where)
+            self.manifest = Manifest.read(self.path)
         _check_same(where, digest, self.manifest)
-        for shard in self.manifest.shards:
-            _check_size(self.path / shard.file, shard.bytes)
-        self.rows = Index.read(self.path, self.manifest)  # the index by column; `index()` returns it as a DataFrame
 
     def __reduce__(self) -> tuple[Callable[[str, str], "ShardSet"], tuple[str, str]]:
         return _reopen, (self.where if self.remote else str(self.path.absolute()), self.manifest.sha256)
 
     def __len__(self) -> int:
-        return self.manifest.counts.samples
+        return len(self.rows)
 
     @property
     def name(self) -> str:
@@ -102,7 +145,7 @@ class ShardSet:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes; label i is classes[i]."""
+        """Return the names of the classes: label i is classes[i]. A set without labels has none."""
         return self.manifest.classes
 
     def index(self) -> "pd.DataFrame":

@@ -31,7 +31,7 @@ class Record:
     """One sample before it is decoded."""
 
     key: str  # unique in the source; 1 to 80 characters of A-Z a-z 0-9 _ -
-    label: str  # class name
+    label: str  # class name; "" in a source without labels
     group: str  # the samples of one group (a patient) all go to one side of the split
     file: str  # path relative to the source, shown to people in errors
     load: Callable[[], Raw]
@@ -46,7 +46,7 @@ class Source:
     """A named, ordered collection of records."""
 
     name: str
-    classes: tuple[str, ...]  # label i is classes[i]
+    classes: tuple[str, ...]  # label i is classes[i]; none: the source has no labels
     records: Sequence[Record]
     made: dict  # the settings of the source, as plain JSON values; they go into the manifest
     channels: int | None = None  # number of modalities, and `pack` accepts no other; None: channels are colours

@@ -39,7 +39,8 @@ def assign(records: Sequence[Record], classes: Sequence[str], split: Split) -> t
     Units are the connected components of records that share a group or a near-duplicate group. A unit is named after
     its smallest group. Every unit has the same chance `split.test` of the test set, whatever its size. Units are drawn
     systematically along strata (rarest class, size), so that the shares of classes and samples come close to
-    `split.test`. Each class is on both sides. A split that the source fixes is checked and kept.
+    `split.test`. Each class is on both sides. A split that the source fixes is checked and kept. Without classes, so
+    without labels, there is nothing to test on, and every sample goes to the pool.
 
     Raises ShardError where no such split exists.
     """
@@ -48,6 +49,8 @@ def assign(records: Sequence[Record], classes: Sequence[str], split: Split) -> t
     if any(fixed):
         _check_fixed(records, names, classes)
         return fixed, names
+    if not classes:
+        return ["pool"] * len(records), names
     units = _units(records, names)
     _check_classes(units, records, classes)
     ordered = [units[name] for name in sorted(units)]

@@ -52,6 +52,12 @@ def copy(pristine, tmp_path, monkeypatch):
     return lambda image_format="npy": shutil.copytree(pristine / image_format, tmp_path / "set")
 
 
+def read_by_shard(folder):
+    shards = ShardSet.without_index(folder)
+    for rows in shards.index_by_shard():
+        shards.with_rows(rows)[0]
+
+
 def refused(folder, message=None, opens=True):
     """Assert that `verify` refuses the set, and so does every way to read sample 0, or opening the set."""
     checks = [lambda: verify(folder, progress=False)]
@@ -59,7 +65,7 @@ def refused(folder, message=None, opens=True):
         shards = ShardSet(folder)
         checks += [lambda: shards[0], lambda: list(shards.batches([0, 1], 2))]
     else:
-        checks += [lambda: ShardSet(folder)]
+        checks += [lambda: ShardSet(folder), lambda: read_by_shard(folder)]
     for check in checks:
         with pytest.raises(ShardError, match=message) as caught:
             check()

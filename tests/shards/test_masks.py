@@ -108,7 +108,7 @@ def test_labels_of_any_value_are_roi(tmp_path, values):
         cx, cy = rng.integers(8, 120, 2)
         mask[(x - cx) ** 2 + (y - cy) ** 2 < rng.integers(3, 8) ** 2] = level
     with collected() as notes:
-        assert np.array_equal(read_mask(saved(tmp_path / "m.png", Image.fromarray(mask))), mask > 0)
+        assert np.array_equal(read_mask(saved(tmp_path / "m.png", Image.fromarray(mask)), "light"), mask > 0)
     assert notes == []
 
 
@@ -136,7 +136,7 @@ def test_masks_that_went_through_jpeg(tmp_path_factory, mask, quality, mode, suf
         levels = np.unique(np.asarray(Image.open(stream).convert("L")))
         assume(((levels > 15) & (levels < 255)).any())  # else they may as well be labels and a void of 255
     with collected() as notes:
-        roi = read_mask(path)
+        roi = read_mask(path, "light")
     assert np.count_nonzero(roi != mask) <= 0.02 * np.count_nonzero(mask) + 2
     with Image.open(stream) as image:
         values = np.asarray(image.convert("L"))
@@ -149,7 +149,7 @@ def test_smoothed_masks_end_at_half(tmp_path, factor):
     width, height = 80 // factor, 64 // factor
     small = Image.fromarray(DISC * U8(255)).resize((width, height), Image.Resampling.BILINEAR)
     with collected() as notes:
-        roi = read_mask(saved(tmp_path / "m.png", small))
+        roi = read_mask(saved(tmp_path / "m.png", small), "light")
     assert np.array_equal(roi, np.asarray(small) >= 128)
     assert ["smoothing" in note for note in notes] == [True]
 

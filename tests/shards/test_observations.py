@@ -34,8 +34,12 @@ def centred(area):
 
 
 def test_an_ordinary_set_is_packed_without_a_word(tmp_path, capsys):
-    text = said(tmp_path, capsys, source(mask=centred(100)))
-    assert [line for line in text.splitlines() if line.startswith("set: ")] == []
+    assert said(tmp_path, capsys, source(mask=centred(100))) == ""
+
+
+def test_a_terminal_shows_a_progress_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    assert "pack set" in said(tmp_path, capsys, source(mask=centred(100)))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 from egal_shards.errors import ShardError
 from egal_shards.intensity import Window, check_window
+from egal_shards.polarity import MaskRoi, check_mask_roi
 from egal_shards.records import Box, Source
 from egal_shards.sources import tables
 from egal_shards.sources.boxes import Notation
 from egal_shards.sources.files import MAX_TABLE, Folder, open_regular, relative_path
-from egal_shards.sources.flags import DUP, GROUP, WINDOW
+from egal_shards.sources.flags import DUP, GROUP, MASK_ROI, WINDOW
 from egal_shards.sources.listing import Listing
 from egal_shards.sources.names import joined, nearest, sorted_classes, valid_text
 from egal_shards.sources.remarks import with_notes
@@ -37,6 +38,7 @@ def imagefolder(
     ] = None,
     classes: Annotated[Sequence[str] | None, "the classes in order, comma-separated; none: the labels, sorted"] = None,
     window: Annotated[Window | None, WINDOW] = None,
+    mask_roi: Annotated[MaskRoi | None, MASK_ROI] = None,
 ) -> Source:
     """Return the images that the metadata.csv or metadata.jsonl files below a folder list.
 
@@ -52,10 +54,12 @@ def imagefolder(
         split: "folders" keeps the split of folders named train, validation and test.
         classes: The classes in order.
         window: The values shown as black and white.
+        mask_roi: The side of a mask that is the ROI. Without it: light, and a set of inverted masks is refused.
     """
     check_window(window)
+    check_mask_roi(mask_roi)
     root, notation = Path(path), Notation("xywh", True)
-    files, listing = Folder(root), Listing(root, "file_name", notation, window)
+    files, listing = Folder(root), Listing(root, "file_name", notation, window, mask_roi)
     for table in _tables(root, label):
         prefix = table.path.parent.relative_to(root)
         readers: dict[str, Callable[[Row], str]] = {"label": lambda row: row.filled(label)}
@@ -85,6 +89,8 @@ def imagefolder(
         "dup": dup, "split": split, "classes": list(classes) if classes else None,
         "window": list(window) if window else None,
     }  # fmt: skip
+    if mask_roi:
+        made["mask_roi"] = mask_roi
     return Source(root.resolve().name, tuple(classes or sorted_classes(labels)), records, with_notes(made, labels))
 
 

@@ -7,16 +7,21 @@ from typing import Annotated
 
 from egal_shards.errors import ShardError
 from egal_shards.intensity import Window, check_window
+from egal_shards.polarity import MaskRoi, check_mask_roi
 from egal_shards.records import Box, Source
 from egal_shards.sources.boxes import BoxFormat, Notation
 from egal_shards.sources.files import MAX_TABLE, Folder, read_bytes, relative_path
-from egal_shards.sources.flags import DUP, GROUP, WINDOW
+from egal_shards.sources.flags import DUP, GROUP, MASK_ROI, WINDOW
 from egal_shards.sources.listing import Listing
 from egal_shards.sources.names import joined, nearest, sorted_classes
 from egal_shards.sources.remarks import with_notes
 from egal_shards.sources.tables import Row, Table, duplicates, grouping
 
 _SIDES = {"pool": "pool", "train": "pool", "test": "test"}
+UNLABELLED = (
+    "labels.csv has no column label, so the set is packed without labels: `egal-bench score` ranks it, and `compare` "
+    "refuses it"
+)
 BOXES = (
     "numbers of a box: xyxy (corners), xywh (COCO) or cxcywh (YOLO), in pixels, or with -normalised in shares of the "
     "image. none: xyxy, unless the boxes look otherwise"
@@ -31,13 +36,15 @@ def folder(
     classes: Annotated[Sequence[str] | None, "the classes in order, comma-separated; none: the labels, sorted"] = None,
     window: Annotated[Window | None, WINDOW] = None,
     boxes: Annotated[BoxFormat | None, BOXES] = None,
+    mask_roi: Annotated[MaskRoi | None, MASK_ROI] = None,
 ) -> Source:
     """Return the images that `path`/labels.csv lists, each with a label and the ROI of its masks or boxes.
 
     labels.csv has the columns `file`, `label` and either `mask_file` or `boxes` (JSON [[x0,y0,x1,y1],…] in pixels of
     the file); an empty cell there is no ROI. An image may have several rows, one per box or mask: its ROI is their
-    union. All of labels.csv, and the presence of every file, is checked before any image is decoded. ShardError names
-    the line.
+    union. Without the column `label` the set has no labels: it can be scored, not compared, and it needs neither
+    `mask_file` nor `boxes`. All of labels.csv, and the presence of every file, is checked before any image is decoded.
+    ShardError names the line.
 
     Args:
         path: The folder.
@@ -47,20 +54,23 @@ def folder(
         classes: The classes in order. Without them: the labels, in the order of numbers where all are numbers.
         window: The values shown as black and white.
         boxes: Notation of the boxes.
+        mask_roi: The side of a mask that is the ROI. Without it: light, and a set of inverted masks is refused.
     """
     check_window(window)
+    check_mask_roi(mask_roi)
     root = Path(path)
-    table = Table.open(root / "labels.csv", ["file", "label"])
+    table = _opened(root / "labels.csv", classes)
+    labelled = "label" in table.columns
     notation, files = Notation.of(boxes), Folder(root)
-    read_roi = _roi_column(table, files, notation)
-    readers: dict[str, Callable[[Row], str]] = {"label": lambda row: _label(row, classes)}
+    read_roi = _roi_column(table, files, notation, optional=not labelled)
+    readers: dict[str, Callable[[Row], str]] = {"label": lambda row: _label(row, classes) if labelled else ""}
     if group:
         readers["group"] = grouping(table, group)
     if dup:
         readers["duplicates"] = duplicates(table, dup)
     if split:
         readers["split"] = _side(table, split)
-    listing = Listing(table.path, "file", notation, window)
+    listing = Listing(table.path, "file", notation, window, mask_roi)
     for row in table:
         file = _relative(row, "file")
         masks, own_boxes = read_roi(row)
@@ -79,15 +89,39 @@ def folder(
     }
     if boxes:
         made["boxes"] = boxes
+    if mask_roi:
+        made["mask_roi"] = mask_roi
+    if not labelled:
+        return Source(root.resolve().name, (), records, made | {"note": UNLABELLED})
     labels = [record.label for record in records]
     return Source(root.resolve().name, tuple(classes or sorted_classes(labels)), records, with_notes(made, labels))
 
 
+def _opened(path: Path, classes: Sequence[str] | None) -> Table:
+    """Return the table, which may lack the column `label` unless a column has nearly that name, or classes are given.
+
+    Raises ShardError for a name that is nearly `label`, since a typing error would otherwise drop all labels.
+    """
+    table = Table.open(path, ["file"])
+    if classes is not None or nearest("label", table.columns):
+        table.need("label")
+    return table
+
+
 def _roi_column(
-    table: Table, files: Folder, notation: Notation
+    table: Table, files: Folder, notation: Notation, *, optional: bool
 ) -> Callable[[Row], tuple[Sequence[Path], Sequence[Box]]]:
-    """Return the function that gives the ROI of a row: (mask files, boxes)."""
+    """Return the function that gives the ROI of a row: (mask files, boxes).
+
+    Args:
+        table: The table of the rows.
+        files: The folder of the mask files.
+        notation: Notation of the boxes.
+        optional: Whether the table may have no column of ROIs.
+    """
     columns = [column for column in ("mask_file", "boxes") if column in table.columns]
+    if optional and not columns:
+        return lambda row: ((), ())
     if len(columns) != 1:
         raise ShardError(
             f"{table.path}: needs exactly one of the columns mask_file and boxes, "

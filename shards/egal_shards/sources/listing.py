@@ -9,6 +9,7 @@ import numpy as np
 from egal_shards.errors import ShardError
 from egal_shards.images import read_image, read_mask, without_suffix
 from egal_shards.intensity import Window
+from egal_shards.polarity import MaskRoi
 from egal_shards.records import Box, Raw, Record
 from egal_shards.sources.boxes import Notation, check_plausible
 from egal_shards.sources.image_tree import scaled
@@ -25,6 +26,7 @@ class Annotated:
     boxes: tuple[Box, ...]
     notation: Notation
     window: Window | None
+    mask_roi: MaskRoi | None
 
     def __call__(self) -> Raw:
         image = read_image(self.image, self.window)
@@ -34,14 +36,19 @@ class Annotated:
             boxes = scaled(boxes, (1.0, 1.0), width, height)
         elif self.notation.format != "xyxy":
             boxes = scaled(boxes, (float(width), float(height)), width, height)  # clips what the sums were rounded by
-        return Raw(image, union(self.masks), boxes)
+        return Raw(image, union(self.masks, self.mask_roi), boxes)
 
 
-def union(paths: Sequence[Path]) -> np.ndarray | None:
-    """Return the pixels, bool [H,W], that any of the mask files marks; None without files."""
+def union(paths: Sequence[Path], mask_roi: MaskRoi | None) -> np.ndarray | None:
+    """Return the pixels, bool [H,W], that any of the mask files marks; None without files.
+
+    Args:
+        paths: The mask files of one image.
+        mask_roi: The side of each mask that is the ROI.
+    """
     mask: np.ndarray | None = None
     for path in paths:
-        part = read_mask(path)
+        part = read_mask(path, mask_roi)
         if mask is not None and part.shape != mask.shape:
             raise ShardError(
                 f"{path}: is {part.shape[1]}×{part.shape[0]} (w×h), and {paths[0]} of the same image is "
@@ -70,10 +77,14 @@ class Listing:
         column: Column that names the image, which is its group where no column gives one.
         notation: Notation of the boxes.
         window: The values shown as black and white.
+        mask_roi: The side of a mask that is the ROI.
     """
 
-    def __init__(self, table: Path, column: str, notation: Notation, window: Window | None) -> None:
-        self._table, self._column, self._notation, self._window = table, column, notation, window
+    def __init__(
+        self, table: Path, column: str, notation: Notation, window: Window | None, mask_roi: MaskRoi | None
+    ) -> None:
+        self._table, self._column, self._notation = table, column, notation
+        self._window, self._mask_roi = window, mask_roi
         self._images: dict[Path, _Image] = {}
 
     def add(
@@ -107,14 +118,14 @@ class Listing:
         check_plausible([(path, image.boxes) for path, image in self._images.items()], self._notation, str(self._table))
         files = [image.file for image in self._images.values()]
         keys = distinct_keys([without_suffix(file) for file in files], files)
-        notation, window = self._notation, self._window
+        settings = self._notation, self._window, self._mask_roi
         return [
             Record(
                 key=key,
                 label=image.facts["label"],
                 group=image.facts.get("group", image.row[self._column]),
                 file=image.file,
-                load=Annotated(path, tuple(dict.fromkeys(image.masks)), tuple(image.boxes), notation, window),
+                load=Annotated(path, tuple(dict.fromkeys(image.masks)), tuple(image.boxes), *settings),
                 duplicates=image.facts.get("duplicates", ""),
                 split=image.facts.get("split", ""),
             )

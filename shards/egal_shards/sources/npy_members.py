@@ -7,6 +7,7 @@ import numpy as np
 
 from egal_shards.errors import ShardError
 from egal_shards.images import MAX_PIXELS
+from egal_shards.polarity import MaskRoi, roi_side
 from egal_shards.sources.tar_members import Member
 
 # What numpy writes, in version 1.0 or 2.0. Nothing else is parsed.
@@ -29,12 +30,12 @@ def read_array_image(member: Member) -> np.ndarray:
     raise ShardError(f"{member}: is an array of {list(shape)}; images are [H,W], [H,W,3], [1,H,W] or [3,H,W]")
 
 
-def read_array_mask(member: Member) -> np.ndarray:
-    """Return bool [H,W], true where an npy file of bool, u8 or u16 [H,W] is above 0."""
+def read_array_mask(member: Member, mask_roi: MaskRoi | None = None) -> np.ndarray:
+    """Return the ROI, bool [H,W], of an npy file of bool, u8 or u16 [H,W]: values above 0, or 0 for "dark"."""
     mask = _read(member, ("|u1", "|b1", "<u2"))
     if mask.ndim != 2:
         raise ShardError(f"{member}: is an array of {list(mask.shape)}; a mask is [H,W]")
-    return mask > 0
+    return roi_side(mask > 0, mask_roi)
 
 
 def _read(member: Member, dtypes: tuple[str, ...]) -> np.ndarray:

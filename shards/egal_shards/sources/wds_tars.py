@@ -12,10 +12,11 @@ import numpy as np
 from egal_shards.errors import ShardError
 from egal_shards.images import read_image, read_mask
 from egal_shards.intensity import Window, check_window, windowed
+from egal_shards.polarity import MaskRoi, check_mask_roi
 from egal_shards.progress import progress_bar
 from egal_shards.records import Raw, Record, Source
 from egal_shards.sources.files import read_bytes
-from egal_shards.sources.flags import WINDOW
+from egal_shards.sources.flags import MASK_ROI, WINDOW
 from egal_shards.sources.names import distinct_keys, joined, nearest, normalised, sorted_classes, valid_text
 from egal_shards.sources.npy_members import read_array_image, read_array_mask
 from egal_shards.sources.remarks import BY_IMAGE, with_notes
@@ -37,9 +38,10 @@ class _File:
     image: Member
     mask: Member | None
     window: Window | None
+    mask_roi: MaskRoi | None
 
     def __call__(self) -> Raw:
-        return Raw(self._image(), None if self.mask is None else _mask(self.mask))
+        return Raw(self._image(), None if self.mask is None else _mask(self.mask, self.mask_roi))
 
     def _image(self) -> np.ndarray:
         if self.image.suffix.lower() != ".npy":
@@ -92,6 +94,7 @@ def wds(
     group: Annotated[str | None, "json:FIELD that holds the group (patient), which no split cuts"] = None,
     classes: Annotated[Sequence[str] | None, "the classes in order, comma-separated; none: the labels, sorted"] = None,
     window: Annotated[Window | None, WINDOW] = None,
+    mask_roi: Annotated[MaskRoi | None, MASK_ROI] = None,
 ) -> Source:
     """Return the samples of a folder of tars, a tar, a brace pattern such as data/{000..009}.tar, or several of these.
 
@@ -108,8 +111,10 @@ def wds(
         group: json:FIELD that holds the group of a sample.
         classes: The classes in order.
         window: The values shown as black and white.
+        mask_roi: The side of a mask that is the ROI. Without it: light, and a set of inverted masks is refused.
     """
     check_window(window)
+    check_mask_roi(mask_roi)
     _check_extensions(image, mask)
     paths = [path] if isinstance(path, str | Path) else list(path)
     tars = _tars(paths)
@@ -127,7 +132,9 @@ def wds(
                 samples[place] = {
                     "label": _class(label_of(sample), sample, listed, bool(names)),
                     "group": normalised(group_of(sample)) if group_of else place,
-                    "load": _File(_image(sample, image, mask), sample.members.get((mask or "").lower()), window),
+                    "load": _File(
+                        _image(sample, image, mask), sample.members.get((mask or "").lower()), window, mask_roi
+                    ),
                 }
             advance(1)
     keys = distinct_keys([*samples], [*samples])
@@ -142,6 +149,8 @@ def wds(
         "names": Path(names).name if names else None, "group": group,
         "classes": list(classes) if classes else None, "window": list(window) if window else None,
     }  # fmt: skip
+    if mask_roi:
+        made["mask_roi"] = mask_roi
     labels = [record.label for record in records]
     made = with_notes(made, labels, [] if group else [BY_IMAGE])
     return Source(_name(paths, tars), listed or sorted_classes(labels), records, made)
@@ -289,6 +298,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _mask(member: Member) -> np.ndarray:
+def _mask(member: Member, mask_roi: MaskRoi | None) -> np.ndarray:
     """Return bool [H,W]."""
-    return read_array_mask(member) if member.suffix.lower() == ".npy" else read_mask(member)
+    read = read_array_mask if member.suffix.lower() == ".npy" else read_mask
+    return read(member, mask_roi)
