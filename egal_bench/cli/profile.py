@@ -20,7 +20,8 @@ FIELDS = (
     "lambda_", "empty_roi", "phantom", "phantom_samples",
 )  # fmt: skip
 WIDTH = 120  # columns of the tables where stdout is no terminal
-PHANTOM = {"size": "224", "phantom_samples": "400"}  # settings of the phantom, unless a flag says otherwise
+SIZE = "224"  # pixels per side of the phantom, unless a flag says otherwise
+SAMPLES, CUDA_SAMPLES = "400", "4400"  # its samples: on a GPU, ten batches of a pool pass and more
 
 
 def profile(
@@ -56,13 +57,18 @@ def profile(
             raise BenchError(f"{name} {value}: must be at least 1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the tracer reports a missing GPU as an error
     from egal_bench.config import resolve
+    from egal_bench.models.devices import chosen_device, device_kind
     from egal_bench.profiling.profile import profile as measure
     from egal_bench.profiling.report import as_json as json_of
     from egal_bench.profiling.report import draw_stages, stage_table
     from egal_shards.threads import cores
 
-    fields = {"threads": cores()} | (PHANTOM if shards is None else {"shards": (shards,)})
-    fields |= {name: value for name, value in flags.items() if value is not None}
+    fields = {"threads": cores()} | {name: value for name, value in flags.items() if value is not None}
+    if shards is None:
+        on_gpu = device_kind(chosen_device(resolve(fields).device)) == "cuda"
+        fields = {"size": SIZE, "phantom_samples": CUDA_SAMPLES if on_gpu else SAMPLES} | fields
+    else:
+        fields |= {"shards": (shards,)}
     result = measure(resolve(fields), out, batch=batch, samples=samples, rounds=rounds, with_peers=peers, trace=trace)
     picture = result.path.with_suffix(".png")
     draw_stages(result, picture)
@@ -98,6 +104,6 @@ def profile_command() -> Callable[..., None]:
     """Return `profile` with the flags that it shares with `compare`."""
     defaults = {
         "threads": "every core", "size": "that of the shard set; phantom: 224",
-        "phantom_samples": PHANTOM["phantom_samples"],
+        "phantom_samples": f"{SAMPLES}, on a GPU {CUDA_SAMPLES}",
     }  # fmt: skip
     return command_of(profile, [*own_parameters(profile), *config_options(FIELDS, defaults)])

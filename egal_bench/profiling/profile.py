@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from egal_bench.models import weights
 from egal_bench.models.devices import chosen_device, device_kind, out_of_memory
 from egal_bench.models.network import Network
 from egal_bench.models.precision import chosen_precision
-from egal_bench.models.process import prepare_process
+from egal_bench.models.process import prepare_process, reproducible
 from egal_bench.profiling import measurements
 from egal_bench.profiling.measuring import interleaved, paired_ratio
 from egal_bench.profiling.peers import Peer, peers
@@ -103,16 +104,26 @@ def profile(
     network = networks.of_config(config, dataset, SEED, state).eval().to(device)
     order = np.random.default_rng(SEED).permutation(dataset.pool)
     step = scorer(network, config, device, needs={"roi"})
-    size = best_batch(step, dataset, order, device) if batch == "auto" else batch
+    with _as_in_a_run(config):
+        size = best_batch(step, dataset, order, device) if batch == "auto" else batch
     size = size or min(CUDA_BATCH if device_kind(device) == "cuda" else BATCH, len(order))
     _check_fits("--batch-size", size, order)
     try:
-        positions = order[: _samples(step, dataset, order, size, samples, device)]
+        with _as_in_a_run(config):
+            positions = order[: _samples(step, dataset, order, size, samples, device)]
         return _measured(_Subject(network, dataset, positions, config, size), out, rounds, with_peers, trace)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         raise BenchError(f"--batch-size {size}: more than the memory of {device} holds; lower it") from None
+
+
+def _as_in_a_run(config: Config) -> AbstractContextManager[None]:
+    """Return the context in which a run scores: deterministic, and with TF32 only where --precision says so.
+
+    Other libraries are measured outside it, with PyTorch's own settings.
+    """
+    return reproducible(config.threads, tf32=config.precision == "tf32")
 
 
 def best_batch(step: Step, dataset: Dataset, order: np.ndarray, device: str) -> int:
@@ -146,14 +157,16 @@ def best_batch(step: Step, dataset: Dataset, order: np.ndarray, device: str) -> 
 def _measured(subject: _Subject, out: Path, rounds: int, with_peers: bool, trace: Path | None) -> Profile:
     """Measure the stages of `subject` and, if asked for, its peers; write the table and the trace."""
     network, dataset, config, device = subject.network, subject.dataset, subject.config, subject.config.device
-    peak = _peak_mb(
-        lambda: score(network, dataset, subject.positions, config, device, needs={"roi"}, batch=subject.batch), device
-    )
-    resident = Resident.of(network, dataset, subject.positions, config, subject.batch)
-    by_name, bounds = stages(network, dataset, resident, config, subject.batch), roofs(config)
-    runs = {name: stage.run for name, stage in by_name.items()} | {name: run for name, (run, _) in bounds.items()}
-    with counted("stages", rounds * len(runs)) as advance:
-        seconds = interleaved(runs, rounds, np.random.default_rng(SEED), advance)
+    with _as_in_a_run(config):
+        peak = _peak_mb(
+            lambda: score(network, dataset, subject.positions, config, device, needs={"roi"}, batch=subject.batch),
+            device,
+        )
+        resident = Resident.of(network, dataset, subject.positions, config, subject.batch)
+        by_name, bounds = stages(network, dataset, resident, config, subject.batch), roofs(config)
+        runs = {name: stage.run for name, stage in by_name.items()} | {name: run for name, (run, _) in bounds.items()}
+        with counted("stages", rounds * len(runs)) as advance:
+            seconds = interleaved(runs, rounds, np.random.default_rng(SEED), advance)
     rates = {name: amount / float(np.median(seconds[name])) for name, (_, amount) in bounds.items()}
     rows = [_row(name, stage, seconds, len(subject.positions), rates) for name, stage in by_name.items()]
     compared = peers(network, resident.images[0], resident.rois[0], config) if with_peers else {}

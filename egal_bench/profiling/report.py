@@ -20,6 +20,7 @@ from egal_bench.profiling.stages import MEANING
 
 COLOURS = {"stage": "#0072b2", "with network": "#d55e00", "peer": "#999999"}
 WITH_NETWORK = ("forward", "scoring", "pass")  # stages that run the network, so that they compare with each other
+FEW_BATCHES = 10  # with fewer, most of a pass is its beginning and its end, where not all stages have work
 PEERS_NOTE = (
     "Peers run as documented: float32, PyTorch's default memory format. Those marked (same precision) get the trunk's "
     "precision and channels_last.\n"
@@ -73,13 +74,28 @@ def _notes(profile: Profile) -> str:
     for name in ("scoring", "pass"):
         middle, low, high = paired_ratio(_seconds(rows["forward"]), _seconds(rows[name]))
         shares.append(f"{name}: {middle:.3f} [{low:.3f}, {high:.3f}] of the forward pass alone")
-    roofs = f"memcpy {profile.roofs['memcpy'] / 1e9:.1f} GB/s, GEMM {profile.roofs['GEMM'] / 1e9:.0f} GFLOP/s"
+    roofs = ", ".join(
+        f"{name} {rate / 1e9:,.3g} {'GB/s, read and written' if name == 'memcpy' else 'GFLOP/s'}"
+        for name, rate in profile.roofs.items()
+    )
     on_gpu = device_kind(profile.config.device) == "cuda"
     memory = "GPU memory during a pass" if on_gpu else "Memory of this process during a pass"
     peak = profile.rows[0]["peak_mb"]
+    filling = _filling(rows["pass"]["samples"], profile.batch)
     return (
-        f"{'; '.join(shares)} (medians over rounds, 95 % intervals).\n"
+        f"{'; '.join(shares)} (medians over rounds, 95 % intervals).{filling}\n"
         f"Roofs, measured in the same rounds: {roofs}." + (f"\n{memory}: {peak:,.0f} MB at most." if peak else "")
+    )
+
+
+def _filling(samples: int, batch: int) -> str:
+    """Return a line on a pass of few batches; "" for a long one."""
+    batches = samples // batch
+    if batches >= FEW_BATCHES:
+        return ""
+    return (
+        f"\n`pass` has only {batches} batch{'es' if batches > 1 else ''}, so it is mostly filling the pipeline: for "
+        f"the rate of a long pass, measure {FEW_BATCHES * batch:,} images or more (--samples; a larger pool)."
     )
 
 

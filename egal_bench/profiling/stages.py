@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
-from egal_bench.models.devices import wait_for
+from egal_bench.models.devices import device_kind, wait_for
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_bench.scoring.pool_pass import explained, score, scorer
@@ -23,8 +24,11 @@ from egal_kernels import PackedRoi
 from egal_shards.decoding import decode_span
 from egal_shards.transfer import Transfer
 
-MEMCPY_BYTES = 64 << 20
-GEMM_SIDE = 1024
+CUDA_MEMCPY_BYTES = 512 << 20  # more than the cache of any GPU
+CPU_MEMCPY_BYTES = (64 << 20, 256 << 20)  # limits on a CPU: as many bytes as its last cache holds, within these
+LAST_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")  # on Linux, such as "32768K"
+GEMM_SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}  # large enough to keep every multiplier of the device busy
+PRECISIONS = {"float32": "float32", "tf32": "TF32", "bfloat16": "bfloat16"}  # --precision → name in a roof
 
 MEANING = {
     "read": "reads the bytes of the samples from the shard files (cached by the operating system)",
@@ -46,7 +50,7 @@ class Stage:
     Attributes:
         run: takes all samples through the stage and waits for the device.
         bytes: what the stage reads in one run; 0: unknown.
-        amount: what one run moves (bytes) or computes (FLOP), in the unit of its roof.
+        amount: what one run moves at least (bytes read and written) or computes (FLOP), in the unit of its roof.
         roof: name in `roofs` of the measured rate that bounds the stage; "": none does.
     """
 
@@ -115,34 +119,40 @@ def stages(network: Network, dataset: Dataset, resident: Resident, config: Confi
 
         return over_batches
 
+    gemm = gemm_name(config.precision)
     return {
-        "read": Stage(lambda: list(_spans(dataset, positions)), span_bytes, span_bytes, "memcpy"),
+        "read": Stage(lambda: list(_spans(dataset, positions)), span_bytes, 2 * span_bytes, "memcpy"),
         "decode": Stage(decode, span_bytes, span_bytes, "memcpy"),
         "batches": Stage(lambda: list(shards.batches(positions, batch)), span_bytes, span_bytes, "memcpy"),
         "transfer": Stage(
             each(lambda batch: transfer.receive(transfer.send((batch.images, batch.roi))), host_batches),
             0 if device == "cpu" else image_bytes + roi_bytes,
         ),
-        "forward": Stage(each(forward, resident.images), image_bytes, flop, "GEMM"),
+        "forward": Stage(each(forward, resident.images), image_bytes, flop, gemm),
         "explanation": Stage(
             each(lambda maps, roi: as_rows(explained(network, maps, roi, config)), resident.maps, resident.rois),
             map_bytes + roi_bytes, map_bytes + roi_bytes, "memcpy",
         ),
-        "scoring": Stage(each(step, resident.images, resident.rois), image_bytes + roi_bytes, flop, "GEMM"),
+        "scoring": Stage(each(step, resident.images, resident.rois), image_bytes + roi_bytes, flop, gemm),
         "acquisition": Stage(_ranking(dataset, positions, pool_pass(), config)),
-        "pass": Stage(pool_pass, span_bytes, flop, "GEMM"),
+        "pass": Stage(pool_pass, span_bytes, flop, gemm),
     }  # fmt: skip
 
 
 def roofs(config: Config) -> dict[str, tuple[Callable[[], object], float]]:
     """Return what bounds the stages: name → one run, and the amount that it moves or computes.
 
-    "memcpy" copies bytes on the device; "GEMM" multiplies matrices in the precision of the trunk, in FLOP.
+    "memcpy" copies bytes on the device, more than its caches hold; each byte is read and written, so it counts twice.
+    "GEMM …" multiplies large matrices of random numbers in the precision of the trunk, in FLOP. (Zeros and ones would
+    take less power, with which a GPU runs faster than with real numbers.)
     """
-    source = torch.zeros(MEMCPY_BYTES, dtype=torch.uint8, device=config.device)
-    target = torch.empty_like(source)
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    a, b = (torch.ones((GEMM_SIDE, GEMM_SIDE), dtype=dtype, device=config.device) for _ in range(2))
+    kind = device_kind(config.device)
+    count = CUDA_MEMCPY_BYTES if kind == "cuda" else _cpu_memcpy_bytes()
+    source = torch.zeros(count, dtype=torch.uint8, device=config.device)
+    target = torch.zeros_like(source)
+    dtype, side = torch.bfloat16 if config.precision == "bfloat16" else torch.float32, GEMM_SIDE[kind]
+    generator = torch.Generator(config.device).manual_seed(0)
+    a, b = (torch.randn((side, side), generator=generator, device=config.device).to(dtype) for _ in range(2))
 
     def waiting(run: Callable[[], object]) -> Callable[[], None]:
         def run_and_wait() -> None:
@@ -152,9 +162,24 @@ def roofs(config: Config) -> dict[str, tuple[Callable[[], object], float]]:
         return run_and_wait
 
     return {
-        "memcpy": (waiting(lambda: target.copy_(source)), MEMCPY_BYTES),
-        "GEMM": (waiting(lambda: torch.matmul(a, b)), 2 * GEMM_SIDE**3),
+        "memcpy": (waiting(lambda: target.copy_(source)), 2 * count),
+        gemm_name(config.precision): (waiting(lambda: torch.matmul(a, b)), 2 * side**3),
     }
+
+
+def gemm_name(precision: str) -> str:
+    """Return the name of the roof of a trunk in `precision`, such as "GEMM TF32"."""
+    return f"GEMM {PRECISIONS[precision]}"
+
+
+def _cpu_memcpy_bytes() -> int:
+    """Return how many bytes to copy on the CPU: source and target together are larger than the last cache."""
+    least, most = CPU_MEMCPY_BYTES
+    try:
+        cache = int(LAST_CACHE.read_text().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):  # not Linux, or a machine that does not tell
+        cache = most
+    return min(max(cache, least), most)
 
 
 def _spans(dataset: Dataset, positions: np.ndarray) -> Iterator[bytes]:
@@ -186,7 +211,8 @@ def _ranking(dataset: Dataset, positions: np.ndarray, scores: Scores, config: Co
     strategy, count = find("egal"), len(positions)
     pool = Pool(
         keys=dataset.keys[positions], logits=scores.logits, entropy=scores.entropy, labelled_keys=dataset.keys[:0],
-        labelled_labels=dataset.labels[:0], groups=dataset.groups[positions], classes=tuple(dataset.shards.classes),
+        labelled_labels=dataset.labels[:0], labelled_groups=dataset.groups[:0], groups=dataset.groups[positions],
+        classes=tuple(dataset.shards.classes),
         round=1, budget=count, rng=np.random.default_rng(0), tie_order=np.arange(count), config=config,
         needs=strategy.needs, name=strategy.name, private={"overlap": scores.overlap},
     )  # fmt: skip

@@ -45,7 +45,12 @@ def choose_path(patch, path):
 
 
 TUNED = st.builds(
-    Tuning, st.just(4), st.sampled_from([1, 16, 32]), st.sampled_from([4, 64, 256]), st.sampled_from([128, 256])
+    Tuning,
+    warps=st.just(4),
+    channels=st.sampled_from([1, 16, 32]),
+    positions=st.sampled_from([4, 64, 256]),
+    columns=st.sampled_from([128, 256]),
+    epilogue=st.sampled_from([0, 0, 1, 4]),
 )
 
 
@@ -181,6 +186,21 @@ def test_entropy_of_a_confident_prediction_is_accurate(gap):
     out = acquire(torch.ones(1, 1, 1, 1), None, None, pack_roi(torch.ones(1, 1, 1, dtype=torch.bool)),
                   alpha=torch.ones(1, 1), logits=logits, backend="triton")  # fmt: skip
     assert float(out.entropy) == pytest.approx(truth, rel=1e-5, abs=1e-37)
+
+
+@pytest.mark.parametrize("path", ["one pass", "pooled", "gemm"])
+def test_two_kernels_give_the_bits_of_one(path, monkeypatch):
+    choose_path(monkeypatch, path)
+    g = torch.Generator().manual_seed(0)
+    features, head = torch.randn(3, 20, 3, 5, generator=g), LinearHead(torch.randn(4, 20, generator=g), None, None)
+    features[1, 2, 1, 2] = math.nan
+    roi = pack_roi(torch.rand(3, 33, 40, generator=g) < 0.5)
+    tunings = Tuning(4, 16, 16, 128), Tuning(4, 16, 16, 128, epilogue=1)
+    fused, split = (
+        backend.acquire(features, head, roi, threshold=0.5, convention="grad-cam", tuned=tuned) for tuned in tunings
+    )
+    for name, expected in vars(fused).items():
+        torch.testing.assert_close(getattr(split, name), expected, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_an_empty_batch_gives_empty_fields():

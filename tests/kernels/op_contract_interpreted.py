@@ -15,7 +15,7 @@ torch.use_deterministic_algorithms(True)
 
 
 @pytest.mark.parametrize("op", OPS)
-@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_triton_equals_the_reference(op, data):
     assert load(op, "triton").INTERPRETED, "set TRITON_INTERPRET=1"

@@ -132,7 +132,8 @@ def launch_acquisition(module):
     from egal_kernels.acquisition.heads import LinearHead
 
     features, weight, bias, roi, _ = scene(1, 512, 3, 14, 224)
-    return module.arguments(features, LinearHead(weight, bias, None), roi, 0.5, "grad-cam")[1]
+    _, tensors, (launch,) = module.prepared(features, LinearHead(weight, bias, None), roi, 0.5, "grad-cam")
+    return launch.arguments(tensors)
 
 
 # --- loss

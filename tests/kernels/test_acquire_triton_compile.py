@@ -3,23 +3,15 @@
 One shape is compiled for each path through the kernel; `python benchmarks/gpu_check.py --compile-only` compiles all.
 """
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from egal_kernels.acquisition.heads import LinearHead
-
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux only)")
 
-path = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
-spec = importlib.util.spec_from_file_location("gpu_check", path)
-gpu_check = sys.modules["gpu_check"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(gpu_check)
-Case = gpu_check.Case
+from benchmarks.gpu.cases import Case, prepared, variants
+from benchmarks.gpu.compiled import compile_case
 
 BF16 = torch.bfloat16
 CASES = {
@@ -44,9 +36,8 @@ def test_other_targets_load_features_once_too(case, target):
 
 def check(case, target):
     """Assert that nothing spills and that the features are loaded as often and as wide as they should be."""
-    binary = gpu_check.compile_case(case, target)
-    assert (binary.spills, binary.scratch) == (0, 0)
-    assert binary.registers <= 128 or target == "gfx942"
+    (binary,) = compile_case(case, target)
+    assert_fits(binary, target)
     assert set(binary.widths) == {CASES[case]}
     passes = 1 if case.classes <= 8 else 2
     loaded = sum(binary.widths) / binary.tile  # in tiles; an unrolled loop has several
@@ -56,9 +47,27 @@ def check(case, target):
         assert loaded == passes
 
 
+def assert_fits(binary, target):
+    """Assert that nothing spills, and that a multiprocessor can hold 16 warps."""
+    assert (binary.spills, binary.scratch) == (0, 0)
+    assert binary.registers <= 128 or target == "gfx942"
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_two_kernels_load_features_in_the_first_only(target):
+    case = Case(512, 14, 224, BF16)
+    tuned = variants(case)["two kernels, 1 warp"]
+    first, second = compile_case(case, target, tuned)
+    for binary in (first, second):
+        assert_fits(binary, target)
+    assert (set(first.widths), second.widths) == ({8}, ())
+    assert (first.warps, second.warps) == (tuned.warps, 1)
+
+
 def test_samples_are_addressed_in_64_bits():
     """Batches may have more than 2³¹ elements: the index of the sample is widened before it is multiplied."""
-    ttir = gpu_check.compile_case(Case(1024, 7, 224), "sm_90").ttir
+    (binary,) = compile_case(Case(1024, 7, 224), "sm_90")
+    ttir = binary.ttir
     (index,) = re.findall(r"(%\S+) = tt.get_program_id x", ttir)
     uses = [line.strip() for line in ttir.splitlines() if re.search(re.escape(index) + r"\b", line)][1:]
     assert len(uses) == 1, uses
@@ -68,7 +77,5 @@ def test_samples_are_addressed_in_64_bits():
 
 def test_roundings_that_decide_counts_are_not_contracted():
     """No product of the overlap is fused into a sum."""
-    features, weight, bias, roi = Case(8, 2, 8).inputs(1, "meta")
-    head = LinearHead(weight, bias, None)
-    arguments = gpu_check.backend.arguments(features, head, roi, 0.5, "grad-cam")[1]
-    assert arguments["enable_fp_fusion"] is False
+    tensors, (launch,) = prepared(Case(8, 2, 8).inputs(1, "meta"))
+    assert launch.arguments(tensors)["enable_fp_fusion"] is False

@@ -41,9 +41,9 @@ class Parts(nn.Module):
         return self.head(self.trunk(images))
 
 
-def perturbed(name):
+def perturbed(name, **settings):
     torch.manual_seed(0)
-    net = timm.create_model(name, num_classes=CLASSES)
+    net = timm.create_model(name, num_classes=CLASSES, **settings)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.3)
@@ -69,16 +69,20 @@ def mlp():
     return nn.Sequential(nn.ReLU(inplace=True), pool, nn.Linear(512, 32), nn.GELU(), nn.Linear(32, CLASSES))
 
 
+SMALL_DENSENET = {"growth_rate": 8, "block_config": (2, 2, 3, 3)}  # of densenet121's layers, fewer and narrower
+
 # network, layer; the outputs of the last two are written to in place by what follows them
 CASES = {
     "resnet": (lambda: perturbed("resnet18"), "layer4"),
-    "densenet": (lambda: perturbed("densenet121"), "features"),
-    "densenet, pre-norm": (lambda: perturbed("densenet121"), "features.denseblock4.denselayer16.conv2"),
+    "densenet": (lambda: perturbed("densenet121", **SMALL_DENSENET), "features"),
+    "densenet, pre-norm": (
+        lambda: perturbed("densenet121", **SMALL_DENSENET), "features.denseblock4.denselayer3.conv2",
+    ),
     "convnext, LayerNorm head": (lambda: perturbed("convnext_atto"), "stages"),
     "prototypes": (lambda: on_resnet(Prototypes(512)), "trunk"),
     "mlp": (lambda: on_resnet(mlp()), "trunk"),
     "resnet, before a residual": (lambda: perturbed("resnet18"), "layer4.1.bn2"),
-}
+}  # fmt: skip
 SIZE = (96, 64)  # maps of 3×2
 
 

@@ -138,7 +138,7 @@ def arguments(
         "RELU": recipe.relu,
         "LOW": -1.0 if recipe.low is None else recipe.low,
         "FULL": -1.0 if recipe.full is None else recipe.full,
-        **tile_of(features, channels_last, tuned),
+        **tile_of(positions, features.element_size(), channels_last, tuned),
         "COLUMNS": min(tuned.columns, max(16, 2048 // padded)),  # a tile of [COLUMNS, WP]
         "num_warps": 8,
         "num_stages": 1,

@@ -1,0 +1,200 @@
+"""The project on the device: profiles of pool passes, a training step, comparisons, and the interpreter's tests.
+
+What takes long and needs no GPU runs in the background from the start: packing the phantom and the tests of Triton's
+interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.steps import Row
+
+if TYPE_CHECKING:
+    from egal_bench.learners.augmentation import Samples
+
+ROOT = Path(__file__).parents[2]
+BACKBONES = ("resnet18", "resnet50", "densenet121")
+PRECISIONS = ("float32", "bfloat16")
+PHANTOM = {"phantom_samples": 4400, "size": 224}
+PACK = """
+import sys
+from pathlib import Path
+from benchmarks.gpu.project import PHANTOM
+from egal_bench.config import Config
+from egal_bench.runs.data import dataset_paths
+from egal_bench.tables.folder import ResultsFolder
+dataset_paths(Config(**PHANTOM), ResultsFolder(Path(sys.argv[1])))
+"""
+PROBE = """
+import torch
+from egal_kernels import acquire, pack_roi
+roi = pack_roi(torch.ones(1, 2, 2, dtype=torch.bool))
+acquire(torch.ones(1, 1, 1, 1), torch.ones(1, 1), None, roi, backend="triton")
+"""
+
+
+class Background:
+    """A process that runs beside the steps, until one of them asks for its result.
+
+    Args:
+        command: what it executes, with the project on its path.
+        variables: further variables of its environment.
+    """
+
+    def __init__(self, *command: str, **variables: str) -> None:
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment() | variables, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def result(self, seconds: float) -> tuple[int | None, str]:
+        """Return its exit status and the last line that it printed; the status is None if it was stopped.
+
+        Args:
+            seconds: how long to wait before it is stopped.
+        """
+        status: int | None = None
+        try:
+            output, _ = self._process.communicate(timeout=max(seconds, 0))
+            status = self._process.returncode
+        except subprocess.TimeoutExpired:
+            self.stop()
+            output, _ = self._process.communicate()
+        finally:
+            self.stop()  # whatever has interrupted the wait
+        return status, (output.strip().splitlines() or [""])[-1]
+
+    def stop(self) -> None:
+        """End the process and those that it started, if they still run."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a process that finds the project, installed or not."""
+    paths = [ROOT, ROOT / "kernels", ROOT / "shards", ROOT / "tests", os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
+
+
+def phantom(folder: Path) -> Background:
+    """Start to pack the phantom of the profiles into the results of `folder`."""
+    return Background(sys.executable, "-c", PACK, str(folder))
+
+
+def interpreter() -> Background:
+    """Start the tests of Triton's interpreter, after a probe of the interpreter itself."""
+    suite = "tests/kernels/acquire_interpreted.py"
+    pytest = '"$PYTHON" -m pytest -q --disable-warnings -p no:cacheprovider'
+    command = f'"$PYTHON" -c "$PROBE" && {pytest} {suite}'
+    variables = {"PYTHON": sys.executable, "PROBE": PROBE, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return Background("sh", "-c", command, **variables)
+
+
+def interpreted(suite: Background, left: float) -> Iterator[Row]:
+    """Yield the result of the interpreter's tests; they count as skipped where the interpreter itself fails."""
+    status, line = suite.result(left)
+    if status is None:
+        yield Row("interpreter", "acquire", "skipped", note="not finished in time")
+    elif status and "passed" not in line and "failed" not in line:
+        yield Row("interpreter", "acquire", "skipped", note=f"Triton's interpreter fails here: {line}")
+    else:
+        yield Row("interpreter", "acquire", "failed" if status else "equal", note=line)
+
+
+def profiles(packing: Background, folder: Path, left: float, device: str = "cuda") -> Iterator[Row]:
+    """Yield the rates of a pool pass for each backbone and precision, as `egal-bench profile` measures them.
+
+    Where the settings have `compile`, every profile is made with and without it.
+    """
+    from egal_bench.config import Config
+    from egal_bench.profiling.profile import profile
+
+    start = perf_counter()
+    status, line = packing.result(left)
+    if status != 0:
+        yield Row("profile", "phantom", "failed", note=line or "not packed in time")
+        return
+    modes = ({"compile": "off"}, {"compile": "on"}) if "compile" in Config.model_fields else ({},)
+    settings = [(backbone, precision, mode) for mode in modes for backbone in BACKBONES for precision in PRECISIONS]
+    for backbone, precision, mode in settings:
+        label = " ".join([backbone, precision, *(f"compile {value}" for value in mode.values())])
+        if perf_counter() - start > left:
+            yield Row("profile", label, "skipped", note="no time is left")
+            continue
+        config = Config(**PHANTOM, **mode, backbone=backbone, precision=precision, device=device, threads=4)
+        result = profile(config, folder, batch=None, samples=None, rounds=3, with_peers=False, trace=None)
+        for row in result.rows:
+            roof = f"{row['share_of_roof']:.0%} of {row['roof']}" if row["share_of_roof"] else ""
+            note = f"{row['share_of_forward']:.3f} of forward; {roof}".removesuffix("; ")
+            yield Row("profile", f"{label}: {row['stage']}", row["rate_q50"], "images per s", note)
+
+
+def training_step(
+    left: float, device: str = "cuda", backbones: Sequence[str] = ("resnet18", "small-cnn"), side: int = 224,
+    steps: int = 50,
+) -> Iterator[Row]:  # fmt: skip
+    """Yield the steps per second of fine-tuning, without and with the loss of the explanation."""
+    from egal_bench.learners.augmentation import Samples
+    from egal_kernels import pack_roi
+
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (256, 1, side, side), dtype=np.uint8)).to(device)
+    labels = torch.from_numpy(rng.integers(0, 3, 256)).to(device)
+    roi = pack_roi(torch.from_numpy(rng.random((256, side, side)) < 0.05)).to(device)
+    for backbone in backbones:
+        for explain in (0.0, 0.1):
+            samples = Samples(images, labels, roi if explain else None)
+            rate = _steps_per_second(backbone, samples, explain, steps)
+            yield Row("training", f"{backbone}, batches of 32, explain {explain}", rate, "steps per s")
+
+
+def _steps_per_second(backbone: str, samples: Samples, explain: float, steps: int) -> float:
+    """Return the rate of `steps` training steps, after five that warm up."""
+    from egal_bench.learners.augmentation import augmented
+    from egal_bench.learners.training import Objective, update
+    from egal_bench.models.network import build
+
+    side, rng = samples.images.shape[-1], np.random.default_rng(0)
+    network = build(backbone, 3, image_channels=1, image_size=side, size=None, seed=0)
+    network = network.to(samples.images.device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            batch = augmented(samples, rng.permutation(len(samples.labels))[:32], rng)
+            loss = update(network, optimizer, Objective(explain=explain), batch)
+        float(loss)  # waits for the device
+
+    run(5)
+    start = perf_counter()
+    run(steps)
+    return steps / (perf_counter() - start)
+
+
+def comparisons(folder: Path, left: float, device: str = "cuda") -> Iterator[Row]:
+    """Yield the time of one small comparison with 1, 2, 4 and 8 workers."""
+    start = perf_counter()
+    for workers in (1, 2, 4, 8):
+        command = [
+            sys.executable, "-m", "egal_bench", "compare", "--preset", "quick", "--seeds", "4", "--rounds", "1",
+            "--device", device, "--workers", str(workers), "--out", str(folder / f"workers-{workers}"),
+        ]  # fmt: skip
+        began = perf_counter()
+        status, line = Background(*command).result(left - (began - start))
+        label = f"quick, 4 seeds, 1 round, {workers} worker{'s' if workers > 1 else ''}"
+        if status == 0:
+            yield Row("comparison", label, perf_counter() - began, "s")
+        else:
+            problem = "skipped" if status is None else "failed"
+            yield Row("comparison", label, problem, note="no time is left" if status is None else line)
