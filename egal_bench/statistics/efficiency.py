@@ -2,7 +2,8 @@
 
 The target of a seed is the final value of the baseline's run with that seed. A run needs the labels at which its
 curve, linear between budgets, first reaches the target. A run that never reaches it is censored at its last budget:
-it needs more than that, and the median over seeds is Kaplan and Meier's, which knows the difference.
+it needs more than that, and the median over seeds is Kaplan and Meier's, which knows the difference. Its interval
+is Brookmeyer and Crowley's, from the log-log transformed survival curve.
 The baseline's own need is read off its curve in the same way, so that a noisy curve favours neither side.
 """
 
@@ -15,8 +16,12 @@ from statsmodels.duration.survfunc import SurvfuncRight
 from egal_bench.statistics.outcomes import direction, split
 
 COSTS = ("labels", "masks")
-NEEDS = ["dataset", "metric", "strategy", "seed", "target", "reached", *COSTS, "labels_ratio", "masks_ratio"]
-EFFICIENCY = ["dataset", "metric", "strategy", "seeds", "reached", *COSTS, "labels_ratio", "masks_ratio"]
+AMOUNTS = (*COSTS, "labels_ratio", "masks_ratio")
+EFFICIENCY = [
+    "dataset", "metric", "strategy", "seeds", "reached",
+    *(f"{name}{end}" for name in AMOUNTS for end in ("", "_low", "_high")),
+]  # fmt: skip
+NEEDS = ["dataset", "metric", "strategy", "seed", "target", "reached", *AMOUNTS]
 
 
 def first_reach(values: np.ndarray, target: float) -> float:
@@ -69,19 +74,24 @@ def _spent(run: pd.DataFrame, sign: int, target: float) -> tuple[bool, list[floa
     return bool(np.isfinite(position)), [float(np.interp(at, np.arange(len(run)), run[cost])) for cost in COSTS]
 
 
-def efficiency(needs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per data set, metric and strategy: the medians over seeds.
+def efficiency(needs: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """Return one row per data set, metric and strategy: the medians over seeds, with intervals.
 
     Args:
         needs: as the function `needs` returns.
+        level: confidence of the intervals.
     Columns: `seeds`. `reached`: seeds that reached the target. `labels`, `masks`, `labels_ratio`, `masks_ratio`:
     Kaplan-Meier medians; inf where half of the seeds or more never reach the target, so that the median lies beyond
-    the budget; NaN where no seed has a value.
+    the budget; NaN where no seed has a value. `labels_low`, `labels_high` and so on: the ends of the interval of each
+    median, see `censored_interval`.
     """
     rows = []
     for key, cell in split(needs, EFFICIENCY[:3]):
-        medians = [censored_median(cell[name].to_numpy(), cell["reached"].to_numpy()) for name in EFFICIENCY[5:]]
-        rows.append([*key.values(), len(cell), int(cell["reached"].sum()), *medians])
+        reached, medians = cell["reached"].to_numpy(), []
+        for name in AMOUNTS:
+            values = cell[name].to_numpy()
+            medians += [censored_median(values, reached), *censored_interval(values, reached, level)]
+        rows.append([*key.values(), len(cell), int(reached.sum()), *medians])
     return pd.DataFrame(rows, columns=EFFICIENCY)
 
 
@@ -94,13 +104,41 @@ def censored_median(values: np.ndarray, reached: np.ndarray) -> float:
     Where the survival curve stays at exactly one half, the median is the middle of that step, so without censoring
     this is the ordinary median. Returns inf where the curve never falls below one half, NaN without a value.
     """
-    known = np.isfinite(values)
-    if not known.any():
-        return np.nan
-    if not reached[known].any():
-        return np.inf
-    curve = SurvfuncRight(values[known], reached[known].astype(int))
+    curve = survival(values, reached)
+    if curve is None:
+        return np.inf if np.isfinite(values).any() else np.nan
     at_half, below = curve.surv_prob <= 0.5 + 1e-12, curve.surv_prob < 0.5 - 1e-12
     if not below.any():
         return np.inf
     return float((curve.surv_times[at_half.argmax()] + curve.surv_times[below.argmax()]) / 2)
+
+
+def censored_interval(values: np.ndarray, reached: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval (low, high) of the Kaplan-Meier median, after Brookmeyer and Crowley 1982.
+
+    It holds the values at which the survival curve, on the log-log scale and with Greenwood's error, does not differ
+    significantly from one half. The high end is inf where the curve never falls that low. Both ends are NaN where
+    there are fewer than two values, or no step of the curve has an error.
+
+    Args:
+        values: float [n], as in `censored_median`.
+        reached: bool [n].
+        level: confidence of the interval.
+    """
+    curve = survival(values, reached)
+    if curve is None or np.isfinite(values).sum() < 2:
+        return np.nan, np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # the step to zero has no error and is never compared
+        low, high = curve.quantile_ci(0.5, 1 - level)
+    return float(low), float(high)
+
+
+def survival(values: np.ndarray, reached: np.ndarray) -> SurvfuncRight | None:
+    """Return the Kaplan-Meier curve of what is not yet reached, None where nothing is ever reached.
+
+    Args:
+        values: float [n], as in `censored_median`.
+        reached: bool [n].
+    """
+    known = np.isfinite(values)
+    return SurvfuncRight(values[known], reached[known].astype(int)) if reached[known].any() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from egal_bench.statistics.convergence import unfitted
 from egal_bench.statistics.curves import aubc
 from egal_bench.statistics.power import standard_error
 
@@ -28,7 +29,8 @@ def summarise(rounds: pd.DataFrame, selections: pd.DataFrame | None = None, base
     Columns `X` and `X_sd` for X in METRICS, where `gain` is the AUBC minus the baseline's of the same seed (NaN without
     the baseline): mean and sample sd over seeds (NaN for one seed). `seeds`, and `pairs`, the seeds that the baseline
     has too; `wins`: seeds with gain > 0. `labels`, `masks` (mean), `test_size`, `test_se`: of the last round. `tied`:
-    share of the purchases that had the score of a sample that was not bought. Rows come in the order of `rounds`.
+    share of the purchases that had the score of a sample that was not bought. `unfitted`: share of the rounds whose
+    network has not fitted its labels (see `convergence`). Rows come in the order of `rounds`.
     """
     rows = []
     for dataset, of_dataset in rounds.groupby("dataset", sort=False):
@@ -43,7 +45,7 @@ def summarise(rounds: pd.DataFrame, selections: pd.DataFrame | None = None, base
             size = int(last.test_size.iloc[0])
             row |= {"wins": int((gain > 0).sum()), "labels": int(last.labels.max()), "masks": last.masks.mean()}
             row |= {"test_size": size, "test_se": standard_error(last.accuracy.mean(), size)}
-            rows.append(row | {"tied": _tied(selections, dataset, name)})
+            rows.append(row | {"tied": _tied(selections, dataset, name), "unfitted": unfitted(runs)})
     return pd.DataFrame(rows)
 
 

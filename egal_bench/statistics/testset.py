@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from egal_bench.errors import BenchError, unknown
-from egal_bench.statistics.outcomes import split
+from egal_bench.statistics.metrics import ECE_BINS
+from egal_bench.statistics.outcomes import METRICS, split
 
 DRAWS = 1000
-METRICS = ("accuracy", "balanced_accuracy", "macro_auc")
 _CHUNK = 100  # draws at a time, so that a chunk stays in the cache
 SOURCES = ("seeds", "test", "both")
 _QUANTITIES = ("value", "difference")
@@ -65,13 +65,22 @@ def weighted_metric(metric: str, logits: np.ndarray, labels: np.ndarray, weights
         logits: float [N, K].
         labels: int [N].
         weights: float [N, draws]; weights that are counts give the metric of the resample.
-    Classes that a draw lacks do not count in its mean over classes; NaN where nothing is left.
+    Classes that a draw lacks do not count in its mean over classes; NaN where nothing is left. For macro F1 a draw
+    lacks a class only if it is not predicted there either.
     """
-    hit, classes = logits.argmax(axis=1) == labels, range(logits.shape[1])
+    predicted, classes = logits.argmax(axis=1), range(logits.shape[1])
+    hit = predicted == labels
     if metric == "accuracy":
         return _share(hit, np.ones_like(hit), weights)
+    if metric == "nll":
+        loss = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
+        return _ratio(loss @ weights, weights.sum(axis=0, dtype=np.float64))
+    if metric == "ece":
+        return _weighted_ece(softmax(logits.astype(np.float64), axis=1).max(axis=1), hit, weights)
     if metric == "balanced_accuracy":
         per_class = np.stack([_share(hit, labels == k, weights) for k in classes])
+    elif metric == "macro_f1":
+        per_class = np.stack([_f1(predicted == k, labels == k, weights) for k in classes])
     elif metric == "macro_auc":
         p = softmax(logits.astype(np.float64), axis=1)
         per_class = np.stack([weighted_auc(p[:, k], labels == k, weights) for k in classes])
@@ -88,6 +97,19 @@ def _ratio(part: np.ndarray, base: np.ndarray) -> np.ndarray:
 def _share(hit: np.ndarray, among: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the weighted share of hits among some samples, [draws]."""
     return _ratio(weights[hit & among].sum(axis=0, dtype=np.float64), weights[among].sum(axis=0, dtype=np.float64))
+
+
+def _f1(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted F1 of one class, [draws], from bool [N] each."""
+    right, claimed, real = (weights[rows].sum(axis=0, dtype=np.float64) for rows in (predicted & true, predicted, true))
+    return _ratio(2 * right, claimed + real)
+
+
+def _weighted_ece(confidence: np.ndarray, hit: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted expected calibration error, [draws]; see `metrics.expected_calibration_error`."""
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = [np.abs((hit - confidence)[bins == i] @ weights[bins == i]) for i in range(ECE_BINS)]
+    return _ratio(np.sum(gaps, axis=0), weights.sum(axis=0, dtype=np.float64))
 
 
 def weighted_auc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:

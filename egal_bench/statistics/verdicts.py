@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def verdicts(
         margin: a mean difference below it does not matter, in units of the metric: 0.01 is 1 point of accuracy.
         alpha: level of each family of tests.
         test: as in `significance.paired_p`.
-        rng: needed above `significance.EXACT_SEEDS` seeds.
+        rng: needed above `significance.EXACT_SEEDS` seeds; each cell begins with a copy, so its p do not depend on the
+            other cells.
     Columns: those of `paired.differences`, and
     `p`, `p_holm`: p of the paired test. `p_equivalence`, `p_equivalence_holm`: p of TOST within ±margin.
     `comparisons`: size of the family, which is all comparisons with the baseline in the same cell that can be tested.
@@ -50,7 +52,7 @@ def verdicts(
             continue
         values = by_seed(cell)
         d = values[rows["strategy"]].sub(values.get(baseline, np.nan), axis=0).to_numpy()  # [S, strategies]
-        p, beyond = paired_p(d, test, rng), equivalence_p(d, margin)
+        p, beyond = paired_p(d, test, deepcopy(rng)), equivalence_p(d, margin)
         rows = rows.assign(p=p, p_holm=holm(p), p_equivalence=beyond, p_equivalence_holm=holm(beyond))
         gain = direction(names["metric"]) * rows["difference"].to_numpy(np.float64)
         rows = rows.assign(comparisons=np.isfinite(p).sum(), verdict=classify(gain, holm(p), holm(beyond), alpha))

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egal_bench.statistics.efficiency import censored_median, efficiency, first_reach, needs
+from egal_bench.statistics.efficiency import (
+    censored_interval,
+    censored_median,
+    efficiency,
+    first_reach,
+    needs,
+    survival,
+)
 from egal_bench.statistics.outcomes import curves as from_rounds
 
 times = st.lists(st.integers(1, 50).map(float), min_size=1, max_size=12).map(np.array)
@@ -90,6 +97,34 @@ def test_median_is_where_the_product_of_survivals_halves(values, random):
             break
     expected = (at_half + time) / 2 if survival < 0.5 - 1e-9 else np.inf
     assert censored_median(values, reached) == pytest.approx(expected)
+
+
+# Weeks in remission of 21 leukaemia patients under 6-MP, and under placebo: Freireich et al. 1963
+WEEKS = np.array([6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35.0])
+RELAPSED = np.arange(21) < 9
+PLACEBO = np.array([1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23.0])
+
+
+def test_survival_and_its_error_are_the_published_ones():
+    curve = survival(WEEKS, RELAPSED)
+    assert curve.surv_times.tolist() == [6, 7, 10, 13, 16, 22, 23]
+    np.testing.assert_allclose(curve.surv_prob, [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], atol=5e-4)
+    np.testing.assert_allclose(curve.surv_prob_se, [0.0764, 0.0869, 0.0963, 0.1068, 0.1141, 0.1282, 0.1346], atol=6e-5)
+
+
+def test_median_and_interval_of_the_survival_are_the_published_ones():
+    """As SAS and R print them on the log-log scale: 23 (13, unbounded) weeks, and 8 (4, 11) weeks."""
+    assert (censored_median(WEEKS, RELAPSED), *censored_interval(WEEKS, RELAPSED)) == (23, 13, np.inf)
+    everyone = np.ones(21, bool)
+    assert (censored_median(PLACEBO, everyone), *censored_interval(PLACEBO, everyone)) == (8, 4, 11)
+
+
+@pytest.mark.parametrize(
+    ("values", "reached"), [([], []), ([5.0], [True]), ([5.0, 6], [False, False]), ([5.0, 5], [True, True])]
+)
+def test_a_median_without_an_error_has_no_interval(values, reached, recwarn):
+    assert np.isnan(censored_interval(np.array(values), np.array(reached, bool))).all()
+    assert not recwarn.list
 
 
 def test_median_of_nothing_is_nan():

@@ -57,7 +57,7 @@ def table(accuracy: dict[str, list[list[float]]], masks: int = 0) -> pd.DataFram
     """Return a `rounds` table of accuracies {strategy: [seed][round]} at 10, 20, 40 … labels."""
     rows = [
         {"dataset": "d", "strategy": name, "seed": seed, "round": r, "labels": 10 * 2**r, "masks": masks * (r > 0)}
-        | {"accuracy": value, "macro_auc": value / 2, "test_size": 100}
+        | {"accuracy": value, "macro_auc": value / 2, "test_size": 100, "train_accuracy": 1.0, "steps": 100}
         for name, runs in accuracy.items()
         for seed, values in enumerate(runs)
         for r, value in enumerate(values)

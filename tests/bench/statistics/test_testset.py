@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from egal_bench.errors import BenchError
+from egal_bench.statistics.outcomes import METRICS
 from egal_bench.statistics.testset import (
-    METRICS,
     draw_groups,
     source_intervals,
     uncertainty,
@@ -17,10 +18,22 @@ from egal_bench.statistics.testset import (
     weighted_metric,
 )
 
+
+def ece_of_scikit(labels, p):
+    """Return the ECE from the curve of scikit-learn and the number of samples in each of its 15 bins."""
+    hit, confidence = p.argmax(axis=1) == labels, p.max(axis=1)
+    share, mean = calibration_curve(hit, confidence, n_bins=15)
+    counts = np.histogram(confidence, np.linspace(0, 1, 16))[0]
+    return counts[counts > 0] @ abs(share - mean) / len(labels)
+
+
 SCIKIT = {
     "accuracy": lambda labels, p: accuracy_score(labels, p.argmax(axis=1)),
     "balanced_accuracy": lambda labels, p: balanced_accuracy_score(labels, p.argmax(axis=1)),
     "macro_auc": lambda labels, p: roc_auc_score(labels, p, multi_class="ovr"),
+    "macro_f1": lambda labels, p: f1_score(labels, p.argmax(axis=1), average="macro"),
+    "nll": lambda labels, p: log_loss(labels, p, labels=range(3)),
+    "ece": ece_of_scikit,
 }
 
 
