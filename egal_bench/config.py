@@ -14,6 +14,7 @@ from egal_bench.specifications import parse_part, parse_seeds, split_list
 from egal_kernels.conventions import CONVENTIONS
 
 MAX_CONFIG_BYTES = 1 << 20
+LONGEST_ROUND = 2000  # optimiser steps of a round with `--steps auto`, at most
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 RoiArea = Annotated[float, Field(gt=0, lt=1)]
@@ -58,7 +59,7 @@ class Config(BaseModel):
     regime: Literal["finetune", "frozen"] = Field(
         "finetune",
         description="`finetune`: each round trains the whole network; `frozen`: the trunk's features are computed "
-        "once, and each round trains a linear head on them",
+        "once, and each round trains a head on them",
     )
     lambda_: Lambda = Field(1.0, alias="lambda")
     convex_lambda: ConvexLambda = 0.3
@@ -74,14 +75,21 @@ class Config(BaseModel):
     size: Count | None = Field(
         None, description="pixels per side of the network's input; none: the size at which the shards were packed"
     )
-    steps: Count = Field(
-        300, description="finetune: optimiser steps in each round, however many labels there are; see --early-stop"
+    steps: Count | Literal["auto"] = Field(
+        300,
+        description="finetune: optimiser steps in each round, however many labels there are; `auto`: until the "
+        "training loss has settled, by a rule that is the same for every strategy, and at most "
+        f"{LONGEST_ROUND}; see docs/training.md and --early-stop",
     )
     batch_size: Count = Field(32, description="images in a training batch")
     learning_rate: Annotated[float, Field(gt=0)] = Field(
-        1e-3, description="finetune: peak of the one-cycle AdamW schedule"
+        1e-3,
+        description="finetune: peak of the schedule of AdamW, whose rate rises first and falls to 0 at the end; "
+        "prototypical: first rate of Adam",
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-2, description="finetune: AdamW weight decay")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        1e-2, description="finetune: AdamW weight decay; prototypical: L2 of Adam"
+    )
     explain_loss: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="finetune: weight of the CAM-ROI loss, 1-Dice of the true class's soft Grad-CAM with the ROI, "
@@ -90,8 +98,8 @@ class Config(BaseModel):
     early_stop: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="finetune: share of the labelled set to hold out of training, stratified by class; the held-out "
-        "NLL is measured 20 times per round, the weights with the lowest one are kept, and the round ends after 10 "
-        "measurements without a lower one; 0: off",
+        "NLL is measured 20 times per round (with --steps auto: whenever the training loss is checked), the weights "
+        "with the lowest one are kept, and the round ends after 10 measurements without a lower one; 0: off",
     )
     warm_start: bool = Field(
         False,
@@ -99,6 +107,37 @@ class Config(BaseModel):
     )
     class_balance: bool = Field(
         False, description="finetune: weight the NLL of each class inversely to its number of labels (mean weight 1)"
+    )
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="finetune: probability with which training sets a pooled feature to 0 before the head; the masks "
+        "also give the stochastic heads that `bald` needs",
+    )
+    head: Literal["linear", "prototypical"] = Field(
+        "linear",
+        description="what turns pooled features into class scores: `linear`, or `prototypical`: minus the Euclidean "
+        "distances of unit vectors, Linear(C, 512) and L2 norm, to the mean of each class; trained in episodes with "
+        "Adam, without augmentation (docs/paper.md)",
+    )
+    shots: Count = Field(3, description="prototypical: samples per class that make the prototypes of an episode")
+    queries: Count = Field(3, description="prototypical: samples per class that an episode classifies")
+    epochs: Count = Field(
+        10,
+        description="prototypical: epochs in each round; the learning rate is halved when 3 epochs in a row did not "
+        "lower the mean loss, and the next does not either",
+    )
+    episodes: Count = Field(30, description="prototypical: episodes, each one optimiser step, in an epoch")
+    prototypes: Literal["all", "last-episode"] = Field(
+        "all",
+        description="prototypical: labelled samples that make the prototypes of scoring and evaluation: `all`, or "
+        "`last-episode`, the shots of the last training episode, as in the code of arXiv 2602.13308: no fair setting, "
+        "and flagged as oracles are",
+    )
+    explain_layer: str | None = Field(
+        None,
+        description="prototypical: the last convolution of a DenseNet, such as `denseblock4.denselayer16.conv2`, to "
+        "explain; the ReLU after the last norm is then left out, and this norm keeps its statistics; none: the map "
+        "that is pooled",
     )
     l2: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
@@ -125,8 +164,25 @@ class Config(BaseModel):
     threads: Count = Field(1, description="CPU threads per run; sums depend on their number in the last digit")
     workers: Count | None = Field(
         None,
-        description="runs at a time, each in a process of its own; none: CPU cores / --threads, or 1 on a GPU; "
+        description="runs at a time, each in a process of its own; none: CPU cores / --threads; on CUDA at most one "
+        "per 10 GiB of free memory, and at most 8; 1 on MPS; "
         "many runs with one thread each are faster than few runs with many threads",
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="what executes the runs: `local`, this machine, or `ray`, a Ray cluster (docs/cluster.md)"
+    )
+    ray_address: Annotated[str, Field(pattern=r"^(auto|[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5})$")] | None = Field(
+        None,
+        description="--engine ray: HOST:PORT of the cluster, or `auto` for the one on this machine; none: a cluster of "
+        "this machine alone, started for this command",
+    )
+    gpus_per_run: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="--engine ray: share of a GPU that a run reserves, such as 0.25 for four runs at a time on each "
+        "GPU; none: 1 where the runs use a GPU, else 0",
+    )
+    memory_per_run: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="--engine ray: memory that a run reserves, in GiB; none: memory does not limit the runs"
     )
     out: Path | None = Field(
         None, description="folder of the results, which may hold those of earlier comparisons; none: runs/DATASET"
@@ -134,10 +190,10 @@ class Config(BaseModel):
     metric: Literal["accuracy", "balanced_accuracy", "macro_auc", "macro_f1", "nll", "ece", "test_dice"] = Field(
         "accuracy", description="column of `rounds` that the figure learning_curves shows"
     )
-    keep: tuple[Literal["predictions", "explanations"], ...] = Field(
-        ("predictions", "explanations"),
+    keep: tuple[Literal["predictions", "explanations", "pool"], ...] = Field(
+        ("predictions", "explanations", "pool"),
         description="optional tables to write: `predictions`, the logits of every test sample; `explanations`, a few "
-        "class maps per round; or `none`",
+        "class maps per round; `pool`, what the queries 1, 2, 4, 8, … could have bought; or `none`",
     )
     save_network: bool = Field(
         False, description="keep the final network of each run, as networks/.../network.safetensors"
@@ -156,6 +212,13 @@ class Config(BaseModel):
     @classmethod
     def _valid_part(cls, value: str | None) -> str | None:
         parse_part(value)
+        return value
+
+    @field_validator("ray_address", "gpus_per_run", "memory_per_run")
+    @classmethod
+    def _of_ray(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("engine") == "local":
+            raise ValueError("belongs to --engine ray: leave it out, or choose that engine")
         return value
 
     @field_validator("keep", mode="before")
@@ -182,11 +245,33 @@ class Config(BaseModel):
             raise ValueError(f"{max(value, key=value.count)!r} is named twice")
         return value
 
-    @field_validator("explain_loss", "early_stop", "warm_start", "class_balance")
+    @field_validator("explain_loss", "early_stop", "warm_start", "class_balance", "explain_layer", "head_dropout")
     @classmethod
-    def _of_finetune(cls, value: float, info: ValidationInfo) -> float:
+    def _of_finetune(cls, value: float | str | None, info: ValidationInfo) -> float | str | None:
         if value and info.data.get("regime") == "frozen":
             raise ValueError("belongs to --regime finetune: leave it out, or choose that regime")
+        return value
+
+    @field_validator("explain_layer", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("prototypes", "explain_layer")
+    @classmethod
+    def _of_prototypical(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value not in (None, "all") and info.data.get("head") == "linear":
+            raise ValueError("belongs to --head prototypical: leave it out, or choose that head")
+        return value
+
+    @field_validator("head")
+    @classmethod
+    def _without_options_of_linear(cls, value: str, info: ValidationInfo) -> str:
+        for option in ("early_stop", "class_balance"):
+            if value == "prototypical" and info.data.get(option):
+                raise ValueError(
+                    f"is trained in episodes, which cannot be combined with {flag_of(option)}: leave one out"
+                )
         return value
 
     @property
@@ -201,16 +286,25 @@ class Config(BaseModel):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # a phantom that a laptop learns in a minute
+    # a phantom that a laptop learns in a minute or two
     "quick": {
-        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 40, "rounds": 5,
-        "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 2e-3, "steps": 80, "batch_size": 20,
+        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 20, "rounds": 4,
+        "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 5e-3, "steps": "auto", "batch_size": 20,
     },
-    # arXiv 2602.13308: 570 labels, 60 per round, DenseNet-121 and the settings of its author's code
+    # arXiv 2602.13308 by its text, without what its code knows of the pool: see docs/paper.md
     "paper": {
-        "strategies": ("random", "entropy", "egal", "egal-convex"), "backbone": "densenet121", "weights": "timm",
-        "regime": "finetune", "seeds": 5, "init": 150, "budget": 60, "rounds": 7, "overlap": "soft",
-        "learning_rate": 1e-4, "weight_decay": 1e-5, "size": 224,
+        "strategies": ("random", "entropy", "egal"), "backbone": "densenet121", "weights": "timm", "size": 224,
+        "regime": "finetune", "seeds": 5, "init": 150, "budget": 60, "rounds": 7, "head": "prototypical",
+        "epochs": 10, "episodes": 30, "learning_rate": 1e-4, "weight_decay": 1e-5, "explain_loss": 0.1,
+        "steps": "auto",  # of --head linear
+    },
+    # the settings of its author's public code for BraTS: every value has its row in docs/paper.md
+    "author": {
+        "strategies": ("random", "entropy", "egal-convex"), "backbone": "densenet121.tv_in1k", "weights": "timm",
+        "size": 224, "regime": "finetune", "seeds": 5, "init": 150, "budget": 120, "rounds": 6,
+        "head": "prototypical", "explain_layer": "denseblock4.denselayer16.conv2", "explain_convention": "author",
+        "overlap": "soft", "convex_lambda": 0.3, "normalise": "raw", "shots": 3, "queries": 3, "epochs": 3,
+        "episodes": 10, "learning_rate": 1e-4, "weight_decay": 1e-5, "explain_loss": 0.1, "warm_start": True,
     },
 }  # fmt: skip
 

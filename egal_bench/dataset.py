@@ -12,6 +12,8 @@ from egal_shards import ShardSet
 from egal_shards.layout import SampleJson
 from egal_shards.urls import set_name, shown
 
+ROI_BATCH = 64
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -45,7 +47,16 @@ class Dataset:
             file.seek(start)
             text = rows.payloads(position, file.read(end - start))[2]
         source = SampleJson.model_validate_json(text).file
-        return f"{shards.manifest.shards[shard].file}, packed from {source}: sample {str(self.keys[position])!r}"
+        return f"{shards.manifest.shards[shard].file}, packed from {source}: sample {rows.text('key', position)!r}"
+
+    def rois(self, positions: np.ndarray) -> np.ndarray:
+        """Return the ROIs of the samples at `positions`, bool [N, H, W]; all False for a sample without ROI."""
+        size = self.shards.manifest.image.size
+        batches = self.shards.batches(positions, ROI_BATCH, "cpu")
+        # bit y % 32 of the word y // 32 of a column, the first bit lowest
+        words = np.concatenate([batch.roi.numpy() for batch in batches]).astype("<i4")
+        pixels = np.unpackbits(words.view(np.uint8), axis=2, count=size, bitorder="little")
+        return pixels.transpose(0, 2, 1).astype(bool)
 
     @property
     def classes(self) -> int:
@@ -65,6 +76,11 @@ def open_dataset(path: str | Path, name: str | None = None) -> Dataset:
         BenchError: a group spans pool and test, or a split lacks a class, so that no comparison on it is fair.
     """
     shards = ShardSet(path)
+    if not shards.classes:
+        raise BenchError(
+            f"{shown(path)}: was packed without labels, and a comparison needs the label of every sample; "
+            "`egal-bench score` ranks such a set"
+        )
     keys, group, split = (np.array(shards.rows.table[name].to_pylist()) for name in ("key", "group", "split"))
     labels = shards.rows.label
     shared = np.intersect1d(group[split == "pool"], group[split == "test"])

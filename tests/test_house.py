@@ -17,8 +17,8 @@ MAY_IMPORT = {"egal_bench": {"egal_kernels", "egal_shards"}, "egal_kernels": set
 ROOMS = {
     "egal_bench": (
         "errors", "files", "console", "plugins", "specifications", "parameters", "config", "dataset",
-        "tables", "statistics", "strategies", "reports", "models", "scoring", "learners", "runs", "profiling", "cli",
-        "__init__",
+        "tables", "statistics", "strategies", "reports", "models", "scoring", "learners", "runs", "profiling",
+        "querying", "cli", "__init__",
     ),
     "egal_kernels": ("*", "shared", "acquisition", "loss", "explanation", "__init__"),
     "egal_shards": ("*", "rasters", "dicom", "masks", "images", "packing", "sources", "__init__"),

@@ -22,12 +22,12 @@ def compare(*, preset: str | None, config: Path | None, as_json: bool, shards: l
     elif preset is None and config is None:
         preset = "quick"  # made for the phantom; the other defaults are for real images
     settings = resolve(flags, preset, config)
-    from egal_bench.reports.summary import summary_json, summary_table
+    from egal_bench.reports.summary import summary_json, width_of
     from egal_bench.runs.comparison import compare as run_comparison
 
     comparison = run_comparison(settings)
-    print_table(summary_table(comparison.summary), 100)
-    print(f"Tables and learning_curves.png: {comparison.out} ({comparison.seconds:.0f} s)")
+    print_table(comparison.closing, width_of(comparison.closing))
+    print(f"Tables, summary.txt and learning_curves.png: {comparison.out} ({comparison.seconds:.0f} s)")
     if as_json:
         seconds = round(comparison.seconds, 2)
         print_json({"out": str(comparison.out), **summary_json(comparison.summary), "seconds": seconds})

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from egal_bench.cli.output import Json, print_json
+from egal_bench.cli.streams import check_stdout
 from egal_bench.errors import unknown
 
 LISTS = ("strategies", "sources", "backbones", "conventions")
@@ -19,6 +20,7 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
     _print(what)
     if as_json:
         print_json({what: _listed(what)})
+    check_stdout()
 
 
 def _print(what: str) -> None:

@@ -27,7 +27,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Say what the results allow to conclude: report.html, tables, figures and verdict.json."""
-    from egal_bench.reports.analysis import Question
+    from egal_bench.reports.question import Question
     from egal_bench.reports.report import write_report
 
     question = Question(baseline, metric, margin, test)

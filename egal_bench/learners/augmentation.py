@@ -30,20 +30,42 @@ class Samples:
 def augmented(samples: Samples, rows: np.ndarray, rng: np.random.Generator) -> Samples:
     """Return the samples at `rows`, each mirrored with probability ½ and shifted by up to 1/16 of its side."""
     images, roi = samples.images, samples.roi
-    reach = images.shape[-1] // 16
+    side = images.shape[-1]
+    reach = side // 16
     shifts = rng.integers(0, 2 * reach + 1, size=(len(rows), 2))
-    flip = torch.from_numpy(rng.random(len(rows)) < 0.5).to(images.device)
+    flip = rng.random(len(rows)) < 0.5
+    chosen, down, right, mirrored = _uploaded(np.column_stack([rows, shifts, flip]), images.device).unbind(1)
+    pixels = _pixels(down, right, mirrored > 0, side, reach)
     # every device can move int16, but not uint16
     bits = images.view(torch.int16) if images.dtype == torch.uint16 else images
-    moved = _moved(bits[rows], shifts, flip, reach).view(images.dtype)
+    moved = _moved(bits[chosen], pixels, reach).view(images.dtype)
     if roi is not None:
-        roi = pack_roi(_moved(roi[torch.from_numpy(rows)].unpack()[:, None], shifts, flip, reach)[:, 0])
-    return Samples(moved, samples.labels[rows], roi)
+        roi = pack_roi(_moved(roi[chosen].unpack()[:, None], pixels, reach)[:, 0])
+    return Samples(moved, samples.labels[chosen], roi)
 
 
-def _moved(planes: Tensor, shifts: np.ndarray, flip: Tensor, reach: int) -> Tensor:
-    """Return `planes` [B, C, H, W] padded by `reach`, cropped at `shifts` [B, 2] (y, x), mirrored where `flip` [B]."""
-    side = planes.shape[-1]
-    padded = F.pad(planes, (reach, reach, reach, reach))
-    cropped = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, shifts, strict=True)])
-    return torch.where(flip[:, None, None, None], cropped.flip(-1), cropped)
+def _uploaded(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Return `numbers` on `device`, by one copy for which the host does not wait."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _pixels(down: Tensor, right: Tensor, mirrored: Tensor, side: int, reach: int) -> Tensor:
+    """Return where each pixel of the moved planes stands in the padded ones, int64 [B, H·W].
+
+    Args:
+        down: int64 [B], row of the padded plane that becomes the first one.
+        right: int64 [B], its first column.
+        mirrored: bool [B].
+        side: pixels per side, H = W.
+        reach: pixels of padding on each side.
+    """
+    steps = torch.arange(side, device=down.device)
+    columns = torch.where(mirrored[:, None], steps.flip(0), steps) + right[:, None]
+    return ((steps + down[:, None])[:, :, None] * (side + 2 * reach) + columns[:, None, :]).flatten(1)
+
+
+def _moved(planes: Tensor, pixels: Tensor, reach: int) -> Tensor:
+    """Return `planes` [B, C, H, W], padded with zeros by `reach`, at `pixels` int64 [B, H·W]."""
+    padded = F.pad(planes, (reach, reach, reach, reach)).flatten(2)
+    return padded.gather(2, pixels[:, None].expand(-1, planes.shape[1], -1)).view(planes.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,17 @@ from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError
 from egal_bench.learners.augmentation import Samples
+from egal_bench.learners.dropout import dropout_logits
+from egal_bench.learners.episodes import train_in_episodes
 from egal_bench.learners.holdout import held_out
-from egal_bench.learners.training import train
+from egal_bench.learners.learner import DRAWS, Fit
+from egal_bench.learners.training import fitted, train
 from egal_bench.models.network import Network
 from egal_bench.models.saving import network_file, read_state, state_file
-from egal_bench.scoring.class_maps import ClassMaps, class_maps
+from egal_bench.scoring.class_maps import ClassMaps, class_maps, feature_maps
 from egal_bench.scoring.pool_pass import score
 from egal_bench.scoring.scores import Scores
+from egal_bench.strategies.pool import MapBatch
 from egal_kernels import PackedRoi
 
 LOAD_BATCH = 64
@@ -49,8 +53,8 @@ class FinetuneLearner:
         self.initial = copy.deepcopy(self.network.state_dict())
         self.loader, self.scratch = loader, scratch
 
-    def fit(self, labelled: np.ndarray, round_: int) -> np.ndarray:
-        """Train on the samples at `labelled`, in the order of labelling; return those whose ROI the training used.
+    def fit(self, labelled: np.ndarray, round_: int) -> Fit:
+        """Train on the samples at `labelled`, in the order of labelling.
 
         Raises:
             BenchError: the held-out set would be empty, or the loss is not finite.
@@ -64,10 +68,17 @@ class FinetuneLearner:
         if round_ == 0 or not config.warm_start:
             self.network.load_state_dict(self.initial)
         held_samples = self._load(labelled[held]) if held.any() else None
-        loss = train(self.network, self._load(trained), held_samples, config, rng)
-        if not math.isfinite(loss):
+        samples = self._load(trained)
+        if config.head == "prototypical":
+            episodes = train_in_episodes(self.network, samples, config, rng)
+            steps, last_loss, explained = episodes.steps, episodes.loss, trained[episodes.queried]
+        else:
+            steps, last_loss = train(self.network, samples, held_samples, config, rng)
+            explained = trained
+        if not math.isfinite(last_loss):
             raise BenchError(f"training diverged in round {round_}: lower --learning-rate (now {config.learning_rate})")
-        return trained if config.explain_loss else trained[:0]
+        loss, accuracy = fitted(self.network, samples, config.precision)
+        return Fit(explained if config.explain_loss else trained[:0], loss, accuracy, steps)
 
     def score(self, positions: np.ndarray, needs: Collection[str], roi_of: np.ndarray | None = None) -> Scores:
         """Return the Scores of the samples at `positions`, streamed from the shards; see `pool_pass.score`."""
@@ -75,6 +86,14 @@ class FinetuneLearner:
             self.network, self.dataset, positions, self.config, self.device, needs=needs, roi_of=roi_of,
             folder=self.scratch,
         )  # fmt: skip
+
+    def draws(self, features: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the logits of the head under DRAWS dropout masks, float32 [N, T, K]; see `dropout_logits`."""
+        return dropout_logits(self.network.head, features, self.config.head_dropout, DRAWS, rng)
+
+    def maps(self, positions: np.ndarray) -> Iterator[MapBatch]:
+        """Yield the feature maps of the samples at `positions` with their class maps, by a pass over their images."""
+        return feature_maps(self.network, self.dataset, positions, self.config, self.device)
 
     def class_maps(self, positions: np.ndarray) -> ClassMaps:
         """Return the class maps of the samples at `positions`; see `scoring.class_maps`."""

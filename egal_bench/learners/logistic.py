@@ -38,6 +38,13 @@ def logistic_regression(x: np.ndarray, labels: np.ndarray, classes: int, l2: flo
     return solve_triangular(lower, v.T, lower=True, trans="T").T @ x, bias
 
 
+def log_probabilities(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the log-probability of each class, [N, K], for features [N, C], weight [K, C] and bias [K]."""
+    scores = x @ weight.T + bias
+    scores -= scores.max(axis=1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
 def minimise(
     x: np.ndarray, labels: np.ndarray, classes: int, l2: float, *, scale: np.ndarray | float = 1.0,
     start: np.ndarray | None = None, tolerance: float = 1e-7,

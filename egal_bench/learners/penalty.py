@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from egal_bench.learners.logistic import minimise
+from egal_bench.learners.logistic import log_probabilities, minimise
+from egal_bench.statistics.folds import folds_of
 
 GRID = tuple(10 ** (exponent / 2) for exponent in range(4, -7, -1))  # 100 to 0.001
-FOLDS = 5
 PATIENCE = 2  # penalties in a row without a lower loss, after which weaker ones are not tried
 # A fit ends below this gradient. The error that then remains in a loss is smaller than the difference between the
 # losses of neighbouring penalties.
@@ -25,27 +25,6 @@ def chosen_penalty(x: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> flo
         groups: [N], the group (patient) of each sample.
     """
     return GRID[int(np.argmin(held_out_losses(x, labels, folds_of(labels, groups))))]
-
-
-def folds_of(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the fold, 0 to FOLDS - 1, of each sample, int [N]: whole groups, stratified by class, nothing random.
-
-    Groups are dealt out one by one, the largest first. Each goes to the fold that then spreads the shares of every
-    class most evenly, and of several such folds to the smallest one.
-    """
-    _, classes = np.unique(labels, return_inverse=True)
-    _, members = np.unique(groups, return_inverse=True)
-    counts = np.zeros((members.max() + 1, classes.max() + 1))  # [groups, classes]
-    np.add.at(counts, (members, classes), 1)
-    shares = counts / counts.sum(axis=0)
-    folds, sizes, fold_of_group = np.zeros((FOLDS, counts.shape[1])), np.zeros(FOLDS), np.zeros(len(counts), int)
-    for group in np.argsort(-counts.sum(axis=1), kind="stable"):
-        # the sum of squares grows by 2·fold·share + share², where the last term is the same for every fold
-        fold = int(np.lexsort((sizes, folds @ shares[group]))[0])
-        folds[fold] += shares[group]
-        sizes[fold] += counts[group].sum()
-        fold_of_group[group] = fold
-    return fold_of_group[members]
 
 
 def held_out_losses(x: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
@@ -92,10 +71,8 @@ class _Fold:
             self.rows * scale, self.labels, self.classes, l2, scale=scale, start=start, tolerance=TOLERANCE
         )
         self.weight = weight * scale
-        scores = self.held @ self.weight.T + self.bias
-        scores -= scores.max(axis=1, keepdims=True)
-        nll = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(scores)), self.held_labels]
-        return float(nll.sum())
+        log_p = log_probabilities(self.held, self.weight, self.bias)
+        return -float(log_p[np.arange(len(log_p)), self.held_labels].sum())
 
 
 def _rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

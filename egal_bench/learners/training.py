@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -15,14 +14,14 @@ from torch.nn import functional as F
 from egal_bench.config import Config
 from egal_bench.console import say
 from egal_bench.learners.augmentation import Samples, augmented
+from egal_bench.learners.dropout import dropout_mask
+from egal_bench.learners.schedule import OneCycle, Schedule, UntilSettled
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_kernels import cam_loss
 
-WARMUP = 0.25  # share of the steps
 CLIP = 10.0  # norm of the gradient
-CHECKS = 20  # measurements of the held-out NLL per round, evenly spaced; the last follows the last step
-PATIENCE = 10  # checks without a new best that end the round: half the cycle, whose second half helps most
+PATIENCE = 10  # checks without a new best that end the round: half of one cycle, whose second half helps most
 EVAL_BATCH = 64
 
 
@@ -35,18 +34,30 @@ class Objective:
         convention: convention of the Grad-CAM.
         weight: weight of each class, float32 [K]; None: all 1.
         precision: "float32", or "bfloat16" for the trunk's autocast; losses, gradients and weights stay float32.
+        dropout: probability with which the NLL of a step sets a pooled feature to 0.
     """
 
     explain: float = 0.0
     convention: str = "grad-cam"
     weight: Tensor | None = None
     precision: str = "float32"
+    dropout: float = 0.0
 
-    def __call__(self, network: Network, batch: Samples) -> Tensor:
-        """Return a scalar: the mean NLL of the batch, plus the mean explanation loss of its samples with ROI."""
+    def __call__(self, network: Network, batch: Samples, rng: np.random.Generator | None = None) -> Tensor:
+        """Return a scalar: the mean NLL of the batch, plus the mean explanation loss of its samples with ROI.
+
+        Args:
+            network: the network.
+            batch: B samples.
+            rng: draws the masks of dropout; None: no dropout. The Grad-CAM is always that of the whole head, since that
+                is the one by which samples are scored.
+        """
         maps = self.features(network, batch.images)
         pooled = maps.float().mean((2, 3))
-        loss = self.nll(network, pooled, batch.labels) / len(batch.labels)
+        masked = pooled
+        if self.dropout and rng is not None:
+            masked = pooled * dropout_mask((len(pooled), pooled.shape[1]), self.dropout, rng).to(pooled.device)
+        loss = self.nll(network, masked, batch.labels) / len(batch.labels)
         if batch.roi is None:
             return loss
         weights, rows = network.head.channel_weights(pooled, batch.labels)
@@ -78,43 +89,80 @@ class Objective:
         return F.cross_entropy(network.head.logits(pooled), labels, self.weight, reduction="sum")
 
 
-def train(network: Network, samples: Samples, held: Samples | None, config: Config, rng: np.random.Generator) -> float:
-    """Train `network` for one round and return the last step's loss; the network ends in evaluation mode.
+def train(
+    network: Network, samples: Samples, held: Samples | None, config: Config, rng: np.random.Generator
+) -> tuple[int, float]:
+    """Train `network` for one round; return the number of steps and the objective of the last one.
 
-    `config.steps` steps of AdamW follow one cycle of the learning rate; images are mirrored and shifted, their ROIs
-    with them. With held-out samples the cycle still spans `config.steps`, but training ends after PATIENCE checks
-    without a lower held-out NLL, and the network keeps the weights of the lowest one.
+    The network ends in evaluation mode.
+
+    AdamW follows one cycle of the learning rate over `config.steps`, or goes on until the loss has settled; see
+    `schedule`. Images are mirrored and shifted, their ROIs with them. With held-out samples the schedule is the same,
+    but training also ends after PATIENCE checks without a lower held-out NLL, and the network keeps the weights of the
+    lowest one.
 
     Args:
         network: on the device of the samples.
         samples: the training samples, with ROIs if `config.explain_loss` is above 0.
         held: the held-out samples; None: there are none.
         config: the recipe.
-        rng: orders and augments the samples.
+        rng: orders and augments the samples, and draws the masks of dropout.
     """
     weight = class_weights(samples.labels, network.head.classes) if config.class_balance else None
-    objective = Objective(config.explain_loss, config.explain_convention, weight, config.precision)
+    objective = Objective(config.explain_loss, config.explain_convention, weight, config.precision, config.head_dropout)
     best = None if held is None else _BestWeights(network, objective, held)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _one_cycle((step + 0.5) / config.steps))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    schedule = schedule_of(config, len(samples.labels))
     network.train()
-    for step, rows in enumerate(islice(_orders(len(samples.labels), config.batch_size, rng), config.steps)):
-        loss = update(network, optimizer, objective, augmented(samples, rows, rng))
-        schedule.step()
-        due = (step + 1) * CHECKS // config.steps > step * CHECKS // config.steps
-        if best is not None and due and not best.improves():
+    steps, loss = 0, torch.full((), math.nan)
+    for rows in _orders(len(samples.labels), config.batch_size, rng):
+        rate = schedule.rate(steps)
+        if rate is None:
+            break
+        optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+        loss = update(network, optimizer, objective, augmented(samples, rows, rng), rng)
+        schedule.record(loss)
+        steps += 1
+        if best is not None and schedule.due(steps - 1) and not best.improves():
             break
     if best is not None:
         best.restore()
     network.eval()
     if samples.roi is not None and not objective.explains(network, _first(samples)):
         say("--explain-loss: no Grad-CAM of the labelled samples is positive anywhere, so this loss has no gradient")
-    return loss.item()
+    return steps, loss.item()
 
 
-def update(network: Network, optimizer: torch.optim.Optimizer, objective: Objective, batch: Samples) -> Tensor:
-    """Take one step of `optimizer` and return the objective on `batch` before that step, a scalar."""
-    loss = objective(network, batch)
+@torch.no_grad()
+def fitted(network: Network, samples: Samples, precision: str) -> tuple[float, float]:
+    """Return how well `network`, in evaluation mode, fits `samples`: mean NLL in nats, and accuracy.
+
+    The samples are not augmented, and classes are not weighted.
+    """
+    objective, nll, right = Objective(precision=precision), [], []
+    for images, labels in _batches(samples):
+        pooled = objective.features(network, images).float().mean((2, 3))
+        nll.append(objective.nll(network, pooled, labels))
+        right.append((network.head.logits(pooled).argmax(1) == labels).sum())
+    count = len(samples.labels)
+    return torch.stack(nll).sum().item() / count, torch.stack(right).sum().item() / count
+
+
+def schedule_of(config: Config, samples: int) -> Schedule:
+    """Return the schedule of a round on this number of samples."""
+    if config.steps == "auto":
+        return UntilSettled(_steps_per_epoch(samples, config.batch_size))
+    return OneCycle(config.steps)
+
+
+def update(
+    network: Network, optimizer: torch.optim.Optimizer, objective: Objective, batch: Samples,
+    rng: np.random.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Take one step of `optimizer` and return the objective on `batch` before that step, a scalar; see `Objective`."""
+    loss = objective(network, batch, rng)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
@@ -158,13 +206,17 @@ class _BestWeights:
     @torch.no_grad()
     def _measure(self) -> float:
         self.network.eval()
-        total = 0.0
-        batches = zip(*(torch.split(part, EVAL_BATCH) for part in (self.held.images, self.held.labels)), strict=True)
-        for images, labels in batches:
+        parts = []
+        for images, labels in _batches(self.held):
             pooled = self.objective.features(self.network, images).float().mean((2, 3))
-            total += self.objective.nll(self.network, pooled, labels).item()
+            parts.append(self.objective.nll(self.network, pooled, labels))
         self.network.train()
-        return total
+        return sum(torch.stack(parts).tolist())
+
+
+def _batches(samples: Samples) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images and labels of EVAL_BATCH samples after another."""
+    yield from zip(torch.split(samples.images, EVAL_BATCH), torch.split(samples.labels, EVAL_BATCH), strict=True)
 
 
 def _first(samples: Samples) -> Samples:
@@ -179,12 +231,8 @@ def _orders(samples: int, batch_size: int, rng: np.random.Generator) -> Iterator
     Every epoch is a new permutation, cut into even parts, so that no batch holds a single sample.
     """
     while True:
-        yield from np.array_split(rng.permutation(samples), -(-samples // batch_size))
+        yield from np.array_split(rng.permutation(samples), _steps_per_epoch(samples, batch_size))
 
 
-def _one_cycle(done: float) -> float:
-    """Return the share of the peak learning rate after a share `done` (0 to 1) of the steps.
-
-    The rate rises linearly over WARMUP, then falls to 0 along a cosine.
-    """
-    return done / WARMUP if done < WARMUP else 0.5 + 0.5 * math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))
+def _steps_per_epoch(samples: int, batch_size: int) -> int:
+    return -(-samples // batch_size)

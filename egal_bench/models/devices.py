@@ -34,6 +34,13 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
+def free_memory(device: str) -> int:
+    """Return the bytes that are free on the CUDA device `device`."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def wait_for(device: str) -> None:
     """Return once the device has finished all work that was queued on it."""
     import torch

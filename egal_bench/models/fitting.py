@@ -91,13 +91,13 @@ def _adapt_first_convolution(model: nn.Module, state: dict[str, Tensor], own: St
         name = f"{layer}.weight"
         if not isinstance(module, nn.Conv2d) or module.groups > 1 or module.in_channels != in_channels:
             continue
-        there = state.get(name)
-        if there is None or there.ndim != 4 or {there.shape[1], in_channels} != {1, 3}:
+        weight = state.get(name)
+        if weight is None or weight.ndim != 4 or {weight.shape[1], in_channels} != {1, 3}:
             continue
-        if there[:, :1].shape == own[name][:, :1].shape:
+        if weight[:, :1].shape == own[name][:, :1].shape:
             how = "summed over 3 channels to 1" if in_channels == 1 else "repeated from 1 channel to 3, divided by 3"
             sentences.append(f"{name} is {how}")
-            state[name] = adapt_input_conv(in_channels, there, base_chans=there.shape[1])
+            state[name] = adapt_input_conv(in_channels, weight, base_chans=weight.shape[1])
     return sentences
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.models.fitting import load_weights
-from egal_bench.models.heads import Head, LinearHead
+from egal_bench.models.heads import Head, LinearHead, PrototypicalHead
+from egal_bench.models.last_norm import taken_from
 from egal_bench.models.trunks import trunk_of
 
 Tell = Callable[[str], None]
@@ -73,16 +74,17 @@ def of_config(
     """Return the Network that `config` describes for the images of `dataset`; see `build`."""
     image = dataset.shards.manifest.image
     return build(
-        config.backbone, dataset.classes, image_channels=image.channels, image_size=image.size, size=config.size,
-        seed=seed, weights=weights, tell=tell,
+        config.backbone, dataset.classes, head=config.head, explain_layer=config.explain_layer,
+        image_channels=image.channels, image_size=image.size, size=config.size, seed=seed, weights=weights, tell=tell,
     )  # fmt: skip
 
 
 def build(
     backbone: str, classes: int, *, image_channels: int, image_size: int, size: int | None, seed: int,
-    weights: dict[str, Tensor] | None = None, tell: Tell = _silent,
+    weights: dict[str, Tensor] | None = None, tell: Tell = _silent, head: str = "linear",
+    explain_layer: str | None = None,
 ) -> Network:  # fmt: skip
-    """Return the Network of `backbone` with a linear head, in evaluation-ready channels_last layout.
+    """Return the Network of `backbone` with a head, in evaluation-ready channels_last layout.
 
     Args:
         backbone: `small-cnn`, the name of a timm model or `module:factory`.
@@ -93,10 +95,13 @@ def build(
         seed: seed of the random initialisation.
         weights: state dict of a checkpoint; None: random initialisation.
         tell: called with one line that says how the weights were adapted, where they were.
+        head: `linear` or `prototypical`.
+        explain_layer: the layer to explain, of a DenseNet with a prototypical head (see `last_norm`); None: the map
+            that is pooled.
 
     Raises:
         BenchError: a backbone that timm does not know (the message names the nearest), one without a spatial feature
-            map, or weights of another network.
+            map, weights of another network, or a layer that cannot be explained.
         UserCodeError: the user's factory or module raised an exception.
     """
     with torch.random.fork_rng(devices=[]):  # initialisers draw from PyTorch's global generator, restored afterwards
@@ -106,5 +111,11 @@ def build(
             adapted = load_weights(trunk.module, weights, backbone, len(trunk.mean))
             if adapted:
                 tell(f"--weights for {backbone}: {'; '.join(adapted)}")
-        network = Network(trunk.module, LinearHead(trunk.channels, classes), trunk.mean, trunk.std, size)
+        last_norm = taken_from(trunk.module, explain_layer, backbone) if explain_layer else None
+        built: Head
+        if head == "prototypical":
+            built = PrototypicalHead(trunk.channels, classes, last_norm)
+        else:
+            built = LinearHead(trunk.channels, classes)
+        network = Network(trunk.module, built, trunk.mean, trunk.std, size)
     return network.to(memory_format=torch.channels_last)

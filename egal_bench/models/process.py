@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -37,10 +38,15 @@ def reproducible(threads: int, *, tf32: bool = False) -> Iterator[None]:
     import torch
 
     before, determinism = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    debugging: Any = torch.utils.deterministic  # its attribute is a property that type checkers cannot see
+    filling = debugging.fill_uninitialized_memory
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
     # "warn" instead of use_deterministic_algorithms, which would load the compiler and take seconds
     torch.set_deterministic_debug_mode("warn")
+    # In this mode PyTorch also fills each new tensor with NaN, to reveal code that reads what it has not written. That
+    # is another pass over memory per operation, and nothing here reads such tensors.
+    debugging.fill_uninitialized_memory = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         with threadpool_limits(threads):
@@ -48,4 +54,5 @@ def reproducible(threads: int, *, tf32: bool = False) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.set_deterministic_debug_mode(determinism)
+        debugging.fill_uninitialized_memory = filling
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products

@@ -9,62 +9,15 @@ import pandas as pd
 
 from egal_bench.errors import BenchError, unknown
 from egal_bench.reports.joining import Joined
+from egal_bench.reports.question import LABELS, PRIMARY, SHOWN_METRICS, Question
 from egal_bench.statistics import testset
 from egal_bench.statistics.class_rates import class_curves
 from egal_bench.statistics.efficiency import EFFICIENCY, efficiency, needs
 from egal_bench.statistics.estimates import estimates
-from egal_bench.statistics.outcomes import CURVE, LOWER_IS_BETTER, METRICS, both, curves, final, split
+from egal_bench.statistics.outcomes import CURVE, both, curves, final, split
 from egal_bench.statistics.penalty import penalties
 from egal_bench.statistics.ranks import RankStability, RankTest, average_ranks, dataset_scores, rank_stability
-from egal_bench.statistics.significance import TESTS
 from egal_bench.statistics.verdicts import verdicts
-
-SHOWN_METRICS = (*METRICS, "test_dice")
-LABELS = {
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_auc": "macro AUC", "macro_f1": "macro F1",
-    "nll": "NLL", "ece": "ECE", "test_dice": "Dice of Grad-CAM and ROI",
-}  # fmt: skip
-OUTCOMES = {"aubc": "averaged over the labels (AUBC)", "final": "after the last round"}
-PRIMARY = "aubc"  # the verdict rests on this outcome, which was fixed before any result was seen
-_SEED = 2602  # seed of every bootstrap, so that the same folders always give the same report
-
-
-@dataclass(frozen=True)
-class Question:
-    """What the report asks of the runs.
-
-    Attributes:
-        baseline: name of the strategy that the others are compared with.
-        metric: one of METRICS.
-        margin: smaller differences do not matter; in points: 1 is 0.01 of the metric (for nll, 0.01 nats).
-        test: one of `significance.TESTS`.
-        alpha: level of each family of tests.
-    """
-
-    baseline: str = "random"
-    metric: str = "accuracy"
-    margin: float = 1.0
-    test: str = "sign-flip"
-    alpha: float = 0.05
-
-    def __post_init__(self) -> None:
-        """Raise BenchError for a value that is not allowed."""
-        if self.metric not in METRICS:
-            raise unknown("metric", self.metric, METRICS)
-        if self.test not in TESTS:
-            raise unknown("test", self.test, TESTS)
-        if not (np.isfinite(self.margin) and self.margin > 0):
-            raise BenchError(f"--margin {self.margin:g}: must be a positive number of points, such as 1")
-
-
-def factor(metric: str) -> float:
-    """Return the factor from the metric to the unit in which it is shown: 100 for points, 1 for nats."""
-    return 1.0 if metric == "nll" else 100.0
-
-
-def unit(metric: str) -> str:
-    """Return the unit in which a difference of the metric is shown."""
-    return "nats" if metric == "nll" else "points"
 
 
 @dataclass(frozen=True)
@@ -88,7 +41,7 @@ class Analysis:
         efficiency: medians of `needs` over seeds.
         ranks: test of average ranks for the question's metric and PRIMARY; None if no run has a value.
         stability: stability of that ranking over seeds; None if no run has a value.
-        test_set: intervals from the test set for the question's metric, or for accuracy if `testset` lacks the metric.
+        test_set: intervals from the test set for the question's metric.
         notes: what could not be computed, and why.
     """
 
@@ -132,26 +85,19 @@ def analyse(joined: Joined, question: Question) -> Analysis:
     outcomes = pd.concat([both(table), classes], ignore_index=True) if len(table) else both(table)
     difference = _differences(table, question.baseline)
     rule = {"margin": question.margin / 100, "alpha": question.alpha, "test": question.test}
-    judged = verdicts(outcomes, question.baseline, rng=_rng(), **rule)  # type: ignore[arg-type]
+    judged = verdicts(outcomes, question.baseline, rng=question.generator(), **rule)  # type: ignore[arg-type]
     main = table[table["metric"] == question.metric]
     headline = outcomes[(outcomes["metric"] == question.metric) & (outcomes["outcome"] == PRIMARY)]
     needed = needs(main, question.baseline)
     ranks, stability = _ranks(headline, question, notes)
     _note_gaps(joined, question, table, notes)
     return Analysis(
-        joined, question, strategies, table, _estimates(table), difference, _estimates(difference), outcomes,
-        _estimates(outcomes), judged, penalties(main), needed,
+        joined, question, strategies, table, estimates(table, question.generator()), difference,
+        estimates(difference, question.generator()), outcomes,
+        estimates(outcomes, question.generator()), judged, penalties(main), needed,
         efficiency(needed) if len(needed) else pd.DataFrame(columns=EFFICIENCY), ranks, stability,
         _test_set(joined, question, notes), tuple(notes),
     )  # fmt: skip
-
-
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(_SEED)
-
-
-def _estimates(table: pd.DataFrame) -> pd.DataFrame:
-    return estimates(table, _rng())
 
 
 def _class_finals(joined: Joined, notes: list[str]) -> pd.DataFrame:
@@ -180,7 +126,10 @@ def _ranks(
     if headline.empty:
         notes.append(f"No run reaches the last round with a value of {LABELS[question.metric]}: there is no verdict.")
         return None, None
-    ranks, stability = average_ranks(dataset_scores(headline), alpha=question.alpha), rank_stability(headline, _rng())
+    ranks, stability = (
+        average_ranks(dataset_scores(headline), alpha=question.alpha),
+        rank_stability(headline, question.generator()),
+    )
     if ranks.reason:
         notes.append(f"No rank tests: {ranks.reason}.")
     if ranks.left_out:
@@ -191,12 +140,11 @@ def _ranks(
 
 
 def _test_set(joined: Joined, question: Question, notes: list[str]) -> pd.DataFrame:
-    metric = question.metric if question.metric in testset.METRICS else "accuracy"
     parts = []
     for key, cell in split(joined.predictions, ["dataset"]):
         last = cell[cell["round"] == cell["round"].max()]
         try:
-            parts.append(testset.uncertainty(last, metric, question.baseline, rng=_rng()))
+            parts.append(testset.uncertainty(last, question.metric, question.baseline, rng=question.generator()))
         except BenchError as error:
             notes.append(f"No intervals from the test set of {key['dataset']}: {error}.")
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=testset.COLUMNS)
@@ -221,6 +169,3 @@ def _note_gaps(joined: Joined, question: Question, table: pd.DataFrame, notes: l
             notes.append(f"{name}: {LABELS[question.metric]} is not defined in any round.")
         elif np.ptp(own["value"].to_numpy()) == 0:
             notes.append(f"{name}: {LABELS[question.metric]} is the same in every run and round.")
-
-
-__all__ = ["LABELS", "LOWER_IS_BETTER", "OUTCOMES", "PRIMARY", "Analysis", "Question", "analyse", "factor", "unit"]

@@ -9,6 +9,8 @@ import pandas as pd
 
 from egal_bench.reports.joining import Joined
 from egal_bench.reports.names import listed, shown
+from egal_bench.reports.oracles import flagged_settings
+from egal_bench.statistics.convergence import convergence_warning, unfitted
 from egal_bench.statistics.outcomes import split
 
 MOST_TIED = 0.1  # above this share of tied purchases, chance decides too much of what is bought
@@ -34,7 +36,7 @@ def audit(joined: Joined) -> list[Check]:
         _costs_declared(joined),
         _oracles(joined),
         _ties(joined),
-        Check("Training converged", "unknown", "The tables do not record the training loss."),
+        _per_dataset("Training converged", joined.rounds, _convergence),
     ]
 
 
@@ -76,6 +78,12 @@ def _test_samples(rows: pd.DataFrame) -> str:
     return f"{len(set(sets.values()))} different test sets." if len(set(sets.values())) > 1 else ""
 
 
+def _convergence(rows: pd.DataFrame) -> str:
+    shares = {key["strategy"]: unfitted(runs) for key, runs in split(rows, ["strategy"])}
+    warning = convergence_warning({shown(name): share for name, share in shares.items()})
+    return f"{warning}." if warning else ""
+
+
 def _complete_seeds(rows: pd.DataFrame) -> str:
     last, seeds = rows["labels"].max(), set(rows["seed"])
     finished = rows[rows["labels"] == last].groupby("strategy")["seed"].agg(set)
@@ -109,23 +117,11 @@ def _same_hardware(joined: Joined) -> Check:
     return _verdict(name, problems, f"{shown(next(iter(hardware)))}.")
 
 
-def needs_of(specification: str) -> frozenset[str] | None:
-    """Return what a built-in strategy reads beyond the model's output; None for a strategy of the user's own."""
-    from egal_bench.strategies.registry import built_in, find
-
-    if specification.partition("(")[0] not in built_in():  # the user's code is not imported for a report
-        return None
-    try:
-        return find(specification).needs
-    except ValueError:
-        return None
-
-
 def _costs_declared(joined: Joined) -> Check:
     """Return whether the masks of strategies that read ROIs are counted, on data that has any."""
     problems, unknown = [], []
     for key, rows in split(joined.rounds, ["dataset", "strategy"]):
-        needs = needs_of(key["strategy"])
+        needs = joined.needs(key["strategy"])
         if needs is None:
             unknown.append(key["strategy"])
         elif "roi" in needs and rows["round"].max() > 0:
@@ -140,13 +136,11 @@ def _costs_declared(joined: Joined) -> Check:
 
 
 def _oracles(joined: Joined) -> Check:
-    names = sorted(set(joined.rounds["strategy"]))
-    oracles = [name for name in names if "pool-labels" in (needs_of(name) or ())]
-    if oracles:
+    problems = flagged_settings(record["settings"] for record in joined.records.values())
+    if oracles := sorted(joined.oracles):
         verb = "reads" if len(oracles) == 1 else "read"
-        text = f"{listed(oracles)} {verb} labels of the pool, as no real study can: for control only."
-        return Check("No oracle among the strategies", "fail", text)
-    return Check("No oracle among the strategies", "pass", "No built-in strategy reads labels of the pool.")
+        problems.append(f"{listed(oracles)} {verb} labels of the pool, as no real study can: for control only.")
+    return _verdict("No oracle among the strategies", problems, "No strategy is known to read labels of the pool.")
 
 
 def _ties(joined: Joined) -> Check:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
-from scipy.stats import spearmanr
 
 from egal_bench.reports.joining import Joined
+from egal_bench.statistics.calibration import calibration
 from egal_bench.statistics.class_rates import confusions
+from egal_bench.statistics.correlation import rank_correlation
 from egal_bench.statistics.outcomes import split
 
-BINS = 10  # number of bins of the calibration
 PURCHASES = [
     "dataset", "strategy", "bought", "tied", "without_roi", "roi_area", "dice_zero",
     "misalignment_roi_correlation",
@@ -25,10 +24,11 @@ PURCHASES = [
 def diagnostics(joined: Joined) -> dict[str, pd.DataFrame]:
     """Return the frames of the diagnostics by name; one without any row could not be computed."""
     functions: dict[str, Callable[[Joined], pd.DataFrame]] = {
-        "purchases": _purchases, "class_shares": _class_shares, "overlap": _jaccard, "calibration": _calibration,
+        "purchases": _purchases, "class_shares": _class_shares, "overlap": _jaccard,
         "confusion": _confusion, "time": _time,
     }  # fmt: skip
-    return {name: function(joined) for name, function in functions.items()}
+    frames = {name: function(joined) for name, function in functions.items()}
+    return frames | {"calibration": calibration(joined.predictions)}
 
 
 def _purchases(joined: Joined) -> pd.DataFrame:
@@ -46,19 +46,17 @@ def _purchases(joined: Joined) -> pd.DataFrame:
         known = bought[bought["roi_area"] >= 0]
         with_roi = known[known["roi_area"] > 0]
         d, area = with_roi["misalignment"].to_numpy(), with_roi["roi_area"].to_numpy()
-        defined = np.isfinite(d)
-        varied = defined.sum() > 2 and np.ptp(d[defined]) > 0 and np.ptp(area[defined]) > 0
         rows.append(
             key
             | {
-                "bought": len(bought), "tied": bought["tied"].mean(),
+                "bought": len(bought),
+                "tied": bought["tied"].mean(),
                 "without_roi": (known["roi_area"] == 0).mean() if len(known) else np.nan,
                 "roi_area": area.mean() if len(area) else np.nan,
                 "dice_zero": (with_roi["intersection"] == 0).mean() if len(with_roi) else np.nan,
-                "misalignment_roi_correlation":
-                    float(spearmanr(d[defined], area[defined]).statistic) if varied else np.nan,
+                "misalignment_roi_correlation": rank_correlation(d, area),
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows, columns=PURCHASES)
 
 
@@ -99,22 +97,6 @@ def _jaccard(joined: Joined) -> pd.DataFrame:
             if values:
                 rows.append(key | {"first": a, "second": b, "seeds": len(values), "jaccard": float(np.mean(values))})
     return pd.DataFrame(rows, columns=["dataset", "first", "second", "seeds", "jaccard"])
-
-
-def _calibration(joined: Joined) -> pd.DataFrame:
-    """Return the final models' accuracy by confidence, in BINS equal bins, over all seeds."""
-    parts = []
-    for key, cell in split(joined.predictions, ["dataset", "strategy"]):
-        p = softmax(np.stack(cell["logits"].to_list()).astype(np.float64), axis=1)
-        confidence, hit = p.max(axis=1), p.argmax(axis=1) == cell["label"].to_numpy()
-        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-        frame = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": hit, "samples": 1})
-        grouped = frame.groupby("bin").agg(
-            confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), samples=("samples", "sum")
-        )
-        parts.append(grouped.reset_index().assign(**key))
-    columns = ["dataset", "strategy", "bin", "confidence", "accuracy", "samples"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def _confusion(joined: Joined) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egal_bench.files import replacing
+from egal_bench.reports.names import titled
 
 METRICS = {  # columns of `rounds`: label of the axis, and the factor of its unit
     "accuracy": ("test accuracy, %", 100.0),
@@ -37,7 +38,9 @@ COLUMNS = 4  # panels per row
 NAME_LENGTH = 34  # characters of a name in a panel's title
 
 
-def draw_learning_curves(rounds: pd.DataFrame, path: Path, metric: str = "accuracy", baseline: str = "random") -> None:
+def draw_learning_curves(
+    rounds: pd.DataFrame, path: Path, metric: str = "accuracy", baseline: str = "random", oracles: Collection[str] = ()
+) -> None:
     """Write the figure to `path`, a PNG, and beside it as a PDF.
 
     Each data set has a panel with the means of all strategies, and one panel per strategy with its mean ± sd over
@@ -49,7 +52,9 @@ def draw_learning_curves(rounds: pd.DataFrame, path: Path, metric: str = "accura
         path: ends in .png.
         metric: a key of METRICS.
         baseline: the strategy that each panel repeats.
+        oracles: strategies to mark as such.
     """
+    rounds = rounds.assign(strategy=[titled(name, oracles) for name in rounds.strategy]) if oracles else rounds
     styles = _styles(list(dict.fromkeys(rounds.strategy)), baseline)
     panels = {name: _panels(runs, baseline) for name, runs in rounds.groupby("dataset", sort=False)}
     rows = sum(math.ceil(len(names) / COLUMNS) for names in panels.values())

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from egal_bench.reports.analysis import PRIMARY, Analysis
-from egal_bench.reports.names import number, shown
+from egal_bench.reports.analysis import Analysis
+from egal_bench.reports.names import number, shown, titled
+from egal_bench.reports.question import PRIMARY
 from egal_bench.statistics.outcomes import direction
 from egal_bench.tables.files import read
 from egal_bench.tables.folder import RunName
@@ -30,7 +31,8 @@ PIXELS = 128  # per side of an image in the page
 def galleries(analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the galleries of every data set that can have any, and sentences on those that cannot.
 
-    A gallery is a dict: title, note, groups; a group is (heading, samples), a sample a dict of data URLs and texts.
+    A gallery is a dict: kind ("bought" or "tested"), title, note, groups; a group is (heading, samples), a sample a
+    dict of data URLs and texts for the page, and of the arrays `pixels`, `area` and `map` for print.
     Each shows the runs of the lowest seed.
     """
     made: list[dict[str, Any]] = []
@@ -69,7 +71,7 @@ def _runs(analysis: Analysis, dataset: str) -> list[RunName]:
 
 def _explanations(analysis: Analysis, run: RunName) -> pd.DataFrame | None:
     folder, name = analysis.joined.places[run]
-    if "explanations" not in folder.kept(name):
+    if "explanations" not in analysis.joined.kept[run]:
         return None
     return read(folder.part("explanations", name), "explanations").to_pandas()
 
@@ -99,18 +101,22 @@ def _of_dataset(
 ) -> list[dict[str, Any]]:
     positions = {key: i for i, key in enumerate(shards.index()["key"])}
     seed = next(iter(maps)).seed
-    bought = [(shown(run.strategy), _bought(analysis, run, frame, shards, positions)) for run, frame in maps.items()]
-    tested = [(shown(run.strategy), _tested(frame, shards, positions)) for run, frame in maps.items()]
+    names = {run: titled(run.strategy, analysis.joined.oracles) for run in maps}
+    bought = [(names[run], _bought(analysis, run, frame, shards, positions)) for run, frame in maps.items()]
+    tested = [(names[run], _tested(frame, shards, positions)) for run, frame in maps.items()]
     described = [
-        (f"{shown(dataset)}: the last purchases", "Samples of highest score in the last query", bought),
-        (f"{shown(dataset)}: where the final models look", "The same test samples for every strategy", tested),
+        ("bought", "the last purchases", "Samples of highest score in the last query", bought),
+        ("tested", "where the final models look", "The same test samples for every strategy", tested),
     ]
     legend = f"seed {seed}; the ROI is outlined in cyan, the Grad-CAM of the predicted class lies over it."
     return [
-        {"title": title, "note": f"{note}, {legend}", "groups": [group for group in groups if group[1]]}
-        for title, note, groups in described
+        {
+            "kind": kind, "title": f"{shown(dataset)}: {title}", "note": f"{note}, {legend}",
+            "groups": [group for group in groups if group[1]],
+        }
+        for kind, title, note, groups in described
         if any(samples for _, samples in groups)
-    ]
+    ]  # fmt: skip
 
 
 def _bought(
@@ -140,19 +146,22 @@ def _sample(row: dict[Any, Any], sample: Sample, classes: Sequence[str], scores:
     )
     caption = f"{shown(sample.key)}: {truth}, predicted {predicted}{'; ' if scores else ''}{scores}"
     roi = " with an ROI" if sample.has_roi else " without ROI"
+    pixels, class_map = _pixels(sample), np.asarray(row["map"], np.float64).reshape(row["height"], row["width"])
+    image = Image.fromarray(pixels).resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
+    layer = (255 * coloured(class_map)).astype(np.uint8)
     return {
-        "image": _picture(sample), "roi": _outline(sample.roi) if sample.has_roi else None,
-        "cam": _overlay(np.asarray(row["map"], np.float64).reshape(row["height"], row["width"])),
-        "caption": caption, "alt": f"Image{roi}, {caption}",
+        "image": _data_url(image, "jpeg"), "roi": _outline(sample.roi) if sample.has_roi else None,
+        "cam": _data_url(Image.fromarray(layer), "png"), "caption": caption, "alt": f"Image{roi}, {caption}",
+        "pixels": pixels, "area": sample.roi if sample.has_roi else None, "map": class_map, "scores": scores,
     }  # fmt: skip
 
 
-def _picture(sample: Sample) -> str:
+def _pixels(sample: Sample) -> np.ndarray:
+    """Return the image as uint8 [H, W, 3]."""
     pixels = sample.image.transpose(1, 2, 0).astype(np.float64)
     low, high = (0.0, 255.0) if sample.image.dtype == np.uint8 else (pixels.min(), pixels.max())
     pixels = ((pixels - low) * (255 / max(high - low, 1))).astype(np.uint8)
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]).convert("RGB")
-    return _data_url(image.resize((PIXELS, PIXELS), Image.Resampling.BILINEAR), "jpeg")
+    return np.asarray(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3]).convert("RGB"))
 
 
 def _outline(roi: np.ndarray) -> str:
@@ -165,13 +174,13 @@ def _outline(roi: np.ndarray) -> str:
     return _data_url(Image.fromarray(layer), "png")
 
 
-def _overlay(class_map: np.ndarray) -> str:
-    """Return the map, from 0 to its maximum, in colours that are opaque where it is high; the browser enlarges it."""
+def coloured(class_map: np.ndarray) -> np.ndarray:
+    """Return the map [h, w], from 0 to its maximum, as colours [h, w, 4] in 0..1 that are opaque where it is high."""
     positive = np.maximum(np.nan_to_num(class_map), 0)
     scaled = positive / positive.max() if positive.max() > 0 else positive
     layer = matplotlib.colormaps["inferno"](scaled)
     layer[..., 3] = scaled
-    return _data_url(Image.fromarray((255 * layer).astype(np.uint8)), "png")
+    return layer
 
 
 def _data_url(image: Image.Image, kind: str) -> str:

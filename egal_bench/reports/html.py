@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -12,22 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from egal_bench import __version__
 from egal_bench.errors import BenchError
-from egal_bench.reports.analysis import LABELS, PRIMARY, SHOWN_METRICS, Analysis, factor, unit
-from egal_bench.reports.audit import Check, needs_of
-from egal_bench.reports.figures import COLOURS
+from egal_bench.reports.analysis import Analysis
+from egal_bench.reports.audit import Check
 from egal_bench.reports.names import number, shown
+from egal_bench.reports.question import LABELS, PRIMARY, factor, unit
 from egal_bench.reports.tables import Table
 from egal_bench.reports.verdict import margin_text
 from egal_bench.statistics.outcomes import direction, split
 from egal_bench.tables.settings import OF_STRATEGY
 
 TEMPLATES = Path(__file__).with_name("templates")
-PLOTLY_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SHOWN_AT_FIRST = 8  # strategies in the chart; the others wait behind their check boxes
+SCRIPTS = ("shared.js", "report.js", "diagnostics.js")  # the first gives the others `report`
 _ADDRESS = re.compile(r"https?://(?!www\.w3\.org/)")
 _NAMESPACE = re.compile(r"(https?)://www\.w3\.org/")
 
@@ -45,6 +42,7 @@ def page(
     checks: Sequence[Check],
     results: Sequence[Table],
     diagnostics: Sequence[Table],
+    charts: Mapping[str, Any],
     galleries: Sequence[Mapping[str, Any]] = (),
     gallery_notes: Sequence[str] = (),
 ) -> str:
@@ -56,6 +54,7 @@ def page(
         checks: the audit.
         results: tables of results.
         diagnostics: tables of diagnostics.
+        charts: what the interactive charts draw; see `charts.charts`.
         galleries: see `galleries.galleries`.
         gallery_notes: why galleries are missing.
     """
@@ -71,9 +70,11 @@ def page(
     return environment.get_template("report.html").render(
         version=__version__,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        scripts=[Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in SCRIPTS],
         plotly=Markup(plotly_bundle()),
-        data=Markup(embedded(chart_data(analysis))),
+        data=Markup(embedded(charts)),
+        charts=charts,
+        pool_obstacle=pool_obstacle(analysis),
         question=question,
         metric=LABELS[question.metric],
         unit=unit(question.metric),
@@ -90,8 +91,15 @@ def page(
         hardware=hardware_of(analysis),
         folders=verdict["folders"],
         runs=verdict["runs"],
-        oracles=[name for name in analysis.strategies if "pool-labels" in (needs_of(name) or ())],
+        oracles=sorted(analysis.joined.oracles),
     )
+
+
+def pool_obstacle(analysis: Analysis) -> str:
+    """Return why there is no chart of the pool, for reports that have none."""
+    if any("pool" in tables for tables in analysis.joined.kept.values()):
+        return "No sample of the pool has an ROI, so there is no misalignment to show."
+    return "No run has kept the table pool (--keep), so nothing is known of the samples that were not bought."
 
 
 def shown_text(text: str) -> str:
@@ -119,78 +127,10 @@ def embedded(value: Any) -> str:
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
-def chart_data(analysis: Analysis) -> dict[str, Any]:
-    """Return what the interactive chart draws: the values of every seed, and the IQM with its interval."""
-    metrics = [name for name in SHOWN_METRICS if (analysis.curves["metric"] == name).any()]
-    order = _by_outcome(analysis)
-    styles = {name: i for i, name in enumerate(n for n in analysis.strategies if n != analysis.question.baseline)}
-    iqms = _iqms(analysis.curve_estimates)
-    differences = _iqms(analysis.difference_estimates)
-    datasets = []
-    for key, cell in split(analysis.curves, ["dataset"]):
-        labels = sorted(int(n) for n in cell["labels"].unique())
-        strategies = []
-        for inner, own in split(cell, ["strategy"]):
-            name = inner["strategy"]
-            seeds = sorted(int(s) for s in own["seed"].unique())
-            masks = own.groupby("labels")["masks"].mean().reindex(labels)
-            values, iqm, difference_iqm = {}, {}, {}
-            for part, rows in split(own, ["metric"]):
-                metric = part["metric"]
-                wide = rows.pivot(index="seed", columns="labels", values="value").reindex(index=seeds, columns=labels)
-                values[metric] = [[_short(v) for v in row] for row in wide.to_numpy()]
-                iqm[metric] = [iqms.get((key["dataset"], name, metric, n)) for n in labels]
-                difference_iqm[metric] = [differences.get((key["dataset"], name, metric, n)) for n in labels]
-            style = styles.get(name)
-            strategies.append({
-                "name": shown(name), "baseline": name == analysis.question.baseline,
-                "colour": None if style is None else COLOURS[style % len(COLOURS)],
-                "dash": "solid" if style is None else _dash(style),
-                "rank": order.get((key["dataset"], name), len(order)), "seeds": seeds,
-                "masks": [_short(v) for v in masks], "values": values, "iqm": iqm, "differenceIqm": difference_iqm,
-            })  # fmt: skip
-        strategies.sort(key=lambda entry: (not entry["baseline"], entry["rank"]))
-        for i, entry in enumerate(strategies):
-            entry["shown"] = i < SHOWN_AT_FIRST
-        datasets.append({"name": shown(key["dataset"]), "labels": labels, "strategies": strategies})
-    described = [{"id": name, "label": LABELS[name], "factor": factor(name)} for name in metrics]
-    main = analysis.question.metric if analysis.question.metric in metrics else (metrics or [""])[0]
-    return {"metrics": described, "metric": main, "baseline": shown(analysis.question.baseline), "datasets": datasets}
-
-
-def _dash(style: int) -> str:
-    """Return the dashes of a style: both they and the colour change from one style to the next; 36 pairs differ."""
-    return PLOTLY_DASHES[(style + style // len(COLOURS)) % len(PLOTLY_DASHES)]
-
-
-def _by_outcome(analysis: Analysis) -> dict[tuple[str, str], int]:
-    """Return the place of each (data set, strategy) by its AUBC, 0 for the best."""
-    rows = analysis.of_question(analysis.estimates, PRIMARY)
-    sign = -direction(analysis.question.metric)
-    places = (sign * rows["mean"]).groupby(rows["dataset"]).rank(method="first") - 1
-    return {
-        (dataset, strategy): int(place)
-        for dataset, strategy, place in zip(rows["dataset"], rows["strategy"], places, strict=True)
-    }
-
-
-def _iqms(estimates: pd.DataFrame) -> dict[tuple[str, str, str, int], list[float | None]]:
-    columns = ("dataset", "strategy", "metric", "labels", "iqm", "iqm_low", "iqm_high")
-    return {
-        (dataset, strategy, metric, int(labels)): [_short(v) for v in values]
-        for dataset, strategy, metric, labels, *values in zip(*(estimates[name] for name in columns), strict=True)
-    }
-
-
-def _short(value: float) -> float | None:
-    """Return the value with 5 significant digits, None where it is not finite."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
 def forests(analysis: Analysis) -> dict[str, list[dict[str, Any]]]:
     """Return per data set the rows of the main figure: the differences, best first, scaled to 0..200."""
     scale = factor(analysis.question.metric)
-    margin = analysis.question.margin / 100
+    margin, oracles = analysis.question.margin / 100, analysis.joined.oracles
     table = analysis.of_question(analysis.verdicts, PRIMARY).dropna(subset=["difference"])
     result = {}
     sign = -direction(analysis.question.metric)
@@ -206,7 +146,7 @@ def forests(analysis: Analysis) -> dict[str, list[dict[str, Any]]]:
             known = np.isfinite(row["low"])
             rows.append({
                 "strategy": shown(row["strategy"]), "verdict": row["verdict"],
-                "oracle": "pool-labels" in (needs_of(row["strategy"]) or ()),
+                "oracle": row["strategy"] in oracles,
                 "difference": number(scale * row["difference"], sign=True),
                 "low": number(scale * row["low"], sign=True), "high": number(scale * row["high"], sign=True),
                 "x": place(row["difference"]), "x_low": place(row["low"]) if known else None,

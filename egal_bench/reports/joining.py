@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from egal_bench.config import Config, flag_of
 from egal_bench.errors import BenchError
+from egal_bench.reports.oracles import needs_of, oracles_of
 from egal_bench.tables.files import read
 from egal_bench.tables.folder import ResultsFolder, RunName
 from egal_bench.tables.schemas import ORDER, PARTITION, SCHEMAS
@@ -31,6 +32,7 @@ class Joined:
         predictions: the rows of the last round of each run that has kept this table.
         records: the record of each run, see `tables.folder.ResultsFolder`.
         places: the folder of each run, and the run's name there.
+        kept: the tables of each run.
         separated: sentences that say which data sets were split because their runs have different settings.
     Runs of one data set that cannot be compared stand under different names of the data set, such as
     "cheng (explain-loss 1.0)".
@@ -42,12 +44,22 @@ class Joined:
     predictions: pd.DataFrame
     records: Mapping[RunName, Mapping[str, Any]]
     places: Mapping[RunName, tuple[ResultsFolder, RunName]]
+    kept: Mapping[RunName, frozenset[str]]
     separated: tuple[str, ...]
 
     @property
     def datasets(self) -> list[str]:
         """Return the names of the data sets, sorted."""
         return sorted({run.dataset for run in self.records})
+
+    @property
+    def oracles(self) -> frozenset[str]:
+        """Return the strategies that read true labels of the pool."""
+        return oracles_of(self.records)
+
+    def needs(self, strategy: str) -> frozenset[str] | None:
+        """Return what a strategy reads beyond the model's output; None where that is not known."""
+        return needs_of(strategy, next(record for run, record in self.records.items() if run.strategy == strategy))
 
 
 def join(paths: Sequence[Path]) -> Joined:
@@ -72,12 +84,12 @@ def join(paths: Sequence[Path]) -> Joined:
             group[run] = folder, record
     labels, separated = _labels(places)
     tables: dict[str, list[pd.DataFrame]] = {"rounds": [], "selections": [], "predictions": []}
-    named, origins = {}, {}
+    named, origins, all_kept = {}, {}, {}
     for key, runs in places.items():
         for run, (folder, record) in runs.items():
             name = run._replace(dataset=labels[key])
             named[name], origins[name] = record, (folder, run)
-            kept = set(folder.kept(run))
+            kept = all_kept[name] = frozenset(folder.kept(run))
             for table, parts in tables.items():
                 if table in kept:
                     parts.append(_rows(folder, run, table).to_pandas().assign(**name._asdict()))
@@ -88,6 +100,7 @@ def join(paths: Sequence[Path]) -> Joined:
         predictions=_table("predictions", tables["predictions"]),
         records=dict(sorted(named.items())),
         places=origins,
+        kept=all_kept,
         separated=tuple(separated),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 
 LENGTH = 80  # characters of a name that are shown
 _TEX = {
@@ -14,12 +15,17 @@ _TEX = {
 }  # fmt: skip
 
 
-def shown(name: object) -> str:
+def shown(name: object, length: int = LENGTH) -> str:
     r"""Return `name` on one line: control characters as \n or \x1b, and a long name cut, with a digest of all of it."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(name))
-    if len(text) <= LENGTH:
+    if len(text) <= length:
         return text
-    return f"{text[: LENGTH - 10]}…{hashlib.sha256(str(name).encode(errors='replace')).hexdigest()[:8]}"
+    return f"{text[: length - 10]}…{hashlib.sha256(str(name).encode(errors='replace')).hexdigest()[:8]}"
+
+
+def titled(strategy: str, oracles: Collection[str]) -> str:
+    """Return the name of a strategy as `shown` does, with " (oracle)" behind it where it is one of `oracles`."""
+    return f"{shown(strategy, LENGTH - 9)} (oracle)" if strategy in oracles else shown(strategy)
 
 
 def latex(text: object) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from egal_bench.files import replacing
-from egal_bench.reports.analysis import LABELS, PRIMARY, Analysis, factor, unit
+from egal_bench.reports.analysis import Analysis
 from egal_bench.reports.figures import BASELINE_STYLE, COLOURS, DASHES
-from egal_bench.reports.names import shown
+from egal_bench.reports.names import shown, titled
+from egal_bench.reports.question import LABELS, PRIMARY, factor, unit
 from egal_bench.statistics.outcomes import split
 from egal_bench.statistics.penalty import penalty_matrix
 from egal_bench.statistics.ranks import cliques
@@ -31,12 +32,20 @@ def draw_figures(analysis: Analysis, folder: Path) -> list[str]:
         "critical_differences": _critical_differences(analysis),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
-        for name, figure in drawn.items():
-            for ending in (".pdf", ".png"):
-                with replacing(folder / f"{name}{ending}") as temporary:
-                    figure.savefig(temporary, dpi=200)
+    for name, figure in drawn.items():
+        save(figure, folder, name)
     return list(drawn)
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write the figure to `folder` as NAME.pdf, with fonts embedded, and as NAME.png."""
+    with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # what it has placed stays; it need not work again for each format
+        for ending in (".pdf", ".png"):
+            with replacing(folder / f"{name}{ending}") as temporary:
+                figure.savefig(temporary, dpi=200)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -44,7 +53,7 @@ def _figure(width: float, height: float) -> Figure:
         return Figure(figsize=(width, height), layout="constrained")
 
 
-def _text(name: object, length: int = 34) -> str:
+def label(name: object, length: int = 34) -> str:
     """Return a name without mathtext, cut to the width of a column."""
     text = shown(name)
     return (text if len(text) <= length else f"{text[: length - 1]}…").replace("$", r"\$")
@@ -65,7 +74,7 @@ def _learning_curves(analysis: Analysis) -> Figure | None:
     datasets = sorted(table["dataset"].unique())
     if not datasets:
         return None
-    styles = _styles(analysis)
+    styles, oracles = _styles(analysis), analysis.joined.oracles
     scale, columns = factor(analysis.question.metric), min(3, len(datasets))
     rows, legend_rows = math.ceil(len(datasets) / columns), math.ceil(len(styles) / 4)
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
@@ -80,13 +89,15 @@ def _learning_curves(analysis: Analysis) -> Figure | None:
                     axis.fill_between(
                         curve["labels"], scale * low, scale * high, color=style["color"], alpha=0.12, lw=0
                     )
-            axis.set_title(_text(key["dataset"]), fontsize=8)
+            axis.set_title(label(key["dataset"]), fontsize=8)
             axis.set_xlabel("labels")
             axis.spines[["top", "right"]].set_visible(False)
         for axis in axes[len(datasets) :]:
             axis.set_visible(False)
         axes[0].set_ylabel(f"{LABELS[analysis.question.metric]}{'' if scale == 1 else ', %'}")
-        handles = [axes[0].plot([], [], label=_text(name), **style)[0] for name, style in styles.items()]
+        handles = [
+            axes[0].plot([], [], label=label(titled(name, oracles)), **style)[0] for name, style in styles.items()
+        ]
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=6)
     return figure
 
@@ -96,7 +107,7 @@ def _differences(analysis: Analysis) -> Figure | None:
     datasets = sorted(table["dataset"].unique())
     if not datasets:
         return None
-    question, scale = analysis.question, factor(analysis.question.metric)
+    question, oracles, scale = analysis.question, analysis.joined.oracles, factor(analysis.question.metric)
     counts = [int((table["dataset"] == name).sum()) for name in datasets]
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
         figure = _figure(ONE_COLUMN, sum(0.17 * n + 0.45 for n in counts) + 0.3)
@@ -111,12 +122,16 @@ def _differences(analysis: Analysis) -> Figure | None:
             axis.axvline(0, color="#4d4d4d", linewidth=0.6)
             axis.errorbar(mean, y, xerr=half, fmt="o", color=COLOURS[0], markersize=3, linewidth=1)
             axis.set_yticks(
-                y, [f"{_text(n, 24)} ({v})" for n, v in zip(cell["strategy"], cell["verdict"], strict=True)]
+                y,
+                [
+                    f"{label(titled(n, oracles), 24)} ({v})"
+                    for n, v in zip(cell["strategy"], cell["verdict"], strict=True)
+                ],
             )
-            axis.set_title(_text(key["dataset"]), fontsize=8)
+            axis.set_title(label(key["dataset"]), fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         axes[-1, 0].set_xlabel(
-            f"AUBC of {LABELS[question.metric]} − {_text(question.baseline, 12)}, {unit(question.metric)}"
+            f"AUBC of {LABELS[question.metric]} − {label(question.baseline, 12)}, {unit(question.metric)}"
         )
     return figure
 
@@ -125,7 +140,8 @@ def _penalties(analysis: Analysis) -> Figure | None:
     if len(analysis.strategies) < 2 or not analysis.penalties["budgets"].any():
         return None
     matrix = penalty_matrix(analysis.penalties)
-    names, shares, k = [_text(name, 20) for name in matrix.columns], matrix.to_numpy(np.float64), len(matrix)
+    names = [label(titled(str(name), analysis.joined.oracles), 26) for name in matrix.columns]
+    shares, k = matrix.to_numpy(np.float64), len(matrix)
     with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
         side = ONE_COLUMN if k <= 10 else TWO_COLUMNS
         figure = _figure(side, side)
@@ -155,7 +171,7 @@ def _critical_differences(analysis: Analysis) -> Figure | None:
         figure = _figure(TWO_COLUMNS, 0.16 * k + 0.09 * len(bars) + 0.9)
         axis = figure.subplots()
         axis.plot(ranks.to_numpy(), np.arange(k), "o", color=COLOURS[0], markersize=3)
-        axis.set_yticks(np.arange(k), [_text(name) for name in ranks.index])
+        axis.set_yticks(np.arange(k), [label(titled(name, analysis.joined.oracles)) for name in ranks.index])
         for i, bar in enumerate(bars):
             y = k - 0.3 + 0.5 * i
             axis.plot([ranks[bar[0]], ranks[bar[-1]]], [y, y], color="#4d4d4d", linewidth=2)

@@ -9,14 +9,19 @@ from typing import Any
 
 from egal_bench.errors import BenchError
 from egal_bench.files import replacing
-from egal_bench.reports.analysis import Question, analyse
+from egal_bench.reports.analysis import analyse
 from egal_bench.reports.audit import audit
+from egal_bench.reports.charts import charts
+from egal_bench.reports.diagnostic_tables import diagnostic_tables
 from egal_bench.reports.diagnostics import diagnostics
 from egal_bench.reports.galleries import galleries
 from egal_bench.reports.html import check_installed, page
 from egal_bench.reports.joining import join
+from egal_bench.reports.pool_diagnostics import pool_diagnostics
 from egal_bench.reports.print_figures import draw_figures
-from egal_bench.reports.tables import diagnostic_tables, main_tables
+from egal_bench.reports.print_galleries import draw_galleries
+from egal_bench.reports.question import Question
+from egal_bench.reports.tables import main_tables
 from egal_bench.reports.verdict import verdict_json
 
 
@@ -30,7 +35,9 @@ def write_report(runs: Sequence[Path], out: Path, question: Question) -> dict[st
     analysis = analyse(join(runs), question)
     checks = audit(analysis.joined)
     verdict = verdict_json(analysis, checks)
-    results, bought = main_tables(analysis), diagnostic_tables(analysis, diagnostics(analysis.joined))
+    frames, pool = diagnostics(analysis.joined), pool_diagnostics(analysis.joined, question.generator())
+    results, bought = main_tables(analysis), diagnostic_tables(analysis.joined, frames, pool)
+    drawn = charts(analysis, pool.points, frames["calibration"])
     try:
         for name in ("tables", "figures"):
             (out / name).mkdir(parents=True, exist_ok=True)
@@ -38,9 +45,11 @@ def write_report(runs: Sequence[Path], out: Path, question: Question) -> dict[st
             _write(out / "tables" / f"{table.name}.csv", table.csv())
             _write(out / "tables" / f"{table.name}.md", table.markdown())
             _write(out / "tables" / f"{table.name}.tex", table.latex())
+        pictures, gaps = galleries(analysis)
         draw_figures(analysis, out / "figures")
+        draw_galleries(pictures, out / "figures")
         _write(out / "verdict.json", json.dumps(verdict, indent=2, allow_nan=False) + "\n")
-        _write(out / "report.html", page(analysis, verdict, checks, results, bought, *galleries(analysis)))
+        _write(out / "report.html", page(analysis, verdict, checks, results, bought, drawn, pictures, gaps))
     except OSError as error:
         raise BenchError(f"--out {out}: {error.strerror}; choose another folder") from None
     return verdict

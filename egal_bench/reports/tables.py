@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from egal_bench.reports.analysis import LABELS, OUTCOMES, PRIMARY, SHOWN_METRICS, Analysis, factor, unit
-from egal_bench.reports.names import latex, markdown, number, shown
+from egal_bench.reports.analysis import Analysis
+from egal_bench.reports.names import latex, markdown, number, shown, titled
+from egal_bench.reports.question import LABELS, OUTCOMES, PRIMARY, SHOWN_METRICS, factor, unit
 from egal_bench.statistics.outcomes import split
 from egal_bench.statistics.penalty import penalty_matrix
 from egal_bench.statistics.testset import SOURCES
@@ -67,25 +68,37 @@ class Table:
 
 
 def main_tables(analysis: Analysis) -> list[Table]:
-    """Return the tables of results that have any row."""
+    """Return the tables of results that have any row; oracles are marked."""
     tables = [
         _results(analysis), _verdicts(analysis), _efficiency(analysis), _test_set(analysis), _classes(analysis),
         _penalties(analysis), _ranks(analysis),
     ]  # fmt: skip
-    return [table for table in tables if any(rows for _, rows in table.groups)]
+    return complete(tables, analysis.joined.oracles)
 
 
-def diagnostic_tables(analysis: Analysis, frames: Mapping[str, pd.DataFrame]) -> list[Table]:
-    """Return the tables of the diagnostics that have any row."""
-    tables = [
-        _purchases(frames["purchases"]), _class_shares(frames["class_shares"]),
-        _overlap(frames["overlap"]), _calibration(frames["calibration"]), *_confusions(frames["confusion"]),
-        _time(frames["time"]),
+def complete(tables: Iterable[Table], oracles: Collection[str]) -> list[Table]:
+    """Return the tables that have any row, with the names of oracles marked wherever they head a row or column."""
+    marked = {shown(name): titled(name, oracles) for name in oracles}
+
+    def of(cells: Iterable[str]) -> list[str]:
+        return [marked.get(cell, cell) for cell in cells]
+
+    return [
+        replace(
+            table, header=tuple(of(table.header)),
+            groups=tuple(
+                (marked.get(heading, heading), [[*of(row[:1]), *row[1:]] for row in rows])
+                for heading, rows in table.groups
+            ),
+        )
+        for table in tables
+        if any(rows for _, rows in table.groups)
     ]  # fmt: skip
-    return [table for table in tables if any(rows for _, rows in table.groups)]
 
 
-def _grouped(frame: pd.DataFrame, row_of: Any) -> tuple[tuple[str, list[list[str]]], ...]:
+def grouped(
+    frame: pd.DataFrame, row_of: Callable[[dict[Any, Any]], list[str]]
+) -> tuple[tuple[str, list[list[str]]], ...]:
     """Return (data set, rows of cells), where `row_of` turns a row of the frame into cells."""
     return tuple(
         (shown(key["dataset"]), [row_of(row) for row in rows.to_dict("records")])
@@ -99,15 +112,18 @@ def _ordered(frame: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
     return frame.sort_values("strategy", key=lambda names: names.map(places), kind="stable")
 
 
-def _spread(mean: float, sd: float, digits: int = 1) -> str:
+def spread(mean: float, sd: float, digits: int = 1) -> str:
+    """Return "mean ± sd", or the mean alone where no sd is known."""
     return number(mean, digits) if np.isnan(sd) else f"{number(mean, digits)} ± {number(sd, digits)}"
 
 
-def _range(low: float, high: float, digits: int = 2, *, sign: bool = True) -> str:
+def interval_text(low: float, high: float, digits: int = 2, *, sign: bool = True) -> str:
+    """Return "low to high", "–" where they are not known."""
     return "–" if np.isnan(low) else f"{number(low, digits, sign=sign)} to {number(high, digits, sign=sign)}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in percent, "–" where it is not known."""
     return "–" if np.isnan(share) else f"{number(100 * share, 0)} %"
 
 
@@ -130,11 +146,11 @@ def _results(analysis: Analysis) -> Table:
         for metric in metrics:
             cell, scale = cells.get((*key, metric, "final")), factor(metric)
             digits = 3 if metric == "nll" else 1
-            texts.append(_spread(scale * cell["mean"], scale * cell["sd"], digits) if cell else "–")
+            texts.append(spread(scale * cell["mean"], scale * cell["sd"], digits) if cell else "–")
         area, scale = cells.get((*key, question.metric, "aubc")), factor(question.metric)
-        texts.append(_spread(scale * area["mean"], scale * area["sd"]) if area else "–")
+        texts.append(spread(scale * area["mean"], scale * area["sd"]) if area else "–")
         low, high = (scale * area["iqm_low"], scale * area["iqm_high"]) if area else (np.nan, np.nan)
-        interval = "" if np.isnan(low) else f" ({_range(low, high, 1, sign=False)})"
+        interval = "" if np.isnan(low) else f" ({interval_text(low, high, 1, sign=False)})"
         texts.append(f"{number(scale * area['iqm'], 1)}{interval}" if area else "–")
         return texts
 
@@ -145,7 +161,7 @@ def _results(analysis: Analysis) -> Table:
         "over the labels spent. IQM: interquartile mean over seeds, with a 95 % interval. Masks: the ROIs that a run "
         "looked at, those of the pool included.",
         ("strategy", "seeds", "labels", "masks", *shown_metrics, f"AUBC of {main}", "IQM of that AUBC"),
-        _grouped(_ordered(rows.reset_index(), analysis), row_of), analysis.estimates,
+        grouped(_ordered(rows.reset_index(), analysis), row_of), analysis.estimates,
     )  # fmt: skip
 
 
@@ -158,9 +174,9 @@ def _verdicts(analysis: Analysis) -> Table:
     def row_of(row: Mapping[str, Any]) -> list[str]:
         return [
             shown(row["strategy"]), "AUBC" if row["outcome"] == PRIMARY else "final",
-            number(scale * row["difference"], sign=True), _range(scale * row["low"], scale * row["high"]),
+            number(scale * row["difference"], sign=True), interval_text(scale * row["low"], scale * row["high"]),
             f"{row['won']:.0f} of {row['pairs']}" if row["pairs"] else "–", number(row["effect"], sign=True),
-            _percent(row["improvement"]), number(row["p"], 4), number(row["p_holm"], 4),
+            percent(row["improvement"]), number(row["p"], 4), number(row["p_holm"], 4),
             number(row["p_equivalence_holm"], 4), row["verdict"],
             "> 1000" if np.isinf(row["seeds_needed"]) else number(row["seeds_needed"], 0),
         ]  # fmt: skip
@@ -174,25 +190,31 @@ def _verdicts(analysis: Analysis) -> Table:
         "equivalence: two one-sided t tests within the margin, Holm. Seeds to decide: approximate.",
         ("strategy", "outcome", "difference", "95 % interval", "seeds won", "effect", "P(better)", "p", "p, Holm",
          "p, equivalence", "verdict", "seeds to decide"),
-        _grouped(order, row_of), analysis.verdicts,
+        grouped(order, row_of), analysis.verdicts,
     )  # fmt: skip
 
 
 def _efficiency(analysis: Analysis) -> Table:
+    def amount(row: Mapping[str, Any], name: str) -> str:
+        digits = 2 if "ratio" in name else 0
+        median, low, high = (
+            "> budget" if np.isinf(row[end]) else number(row[end], digits)
+            for end in (name, f"{name}_low", f"{name}_high")
+        )
+        return median if np.isnan(row[f"{name}_low"]) else f"{median} ({low} to {high})"
+
     def row_of(row: Mapping[str, Any]) -> list[str]:
-        amounts = [
-            "> budget" if np.isinf(row[name]) else number(row[name], 0 if "ratio" not in name else 2)
-            for name in ("labels", "labels_ratio", "masks", "masks_ratio")
-        ]
+        amounts = [amount(row, name) for name in ("labels", "labels_ratio", "masks", "masks_ratio")]
         return [shown(row["strategy"]), f"{row['reached']} of {row['seeds']}", *amounts]
 
     return Table(
         "efficiency", "Label efficiency",
         f"Labels and masks at which the {LABELS[analysis.question.metric]} first reaches the final value of "
-        f"{shown(analysis.question.baseline)} with the same seed; medians over seeds (Kaplan-Meier, so that seeds that "
-        "never reach it count as such), and their ratio to what the baseline needs.",
+        f"{shown(analysis.question.baseline)} with the same seed, and their ratio to what the baseline needs. Medians "
+        "over seeds by Kaplan and Meier, so that seeds that never reach it count as such, with 95 % intervals "
+        "(Brookmeyer and Crowley); > budget: beyond what was spent.",
         ("strategy", "seeds that reach it", "labels", "ratio", "masks", "ratio of masks"),
-        _grouped(analysis.efficiency, row_of), analysis.efficiency,
+        grouped(analysis.efficiency, row_of), analysis.efficiency,
     )  # fmt: skip
 
 
@@ -203,10 +225,12 @@ def _test_set(analysis: Analysis) -> Table:
 
     def row_of(row: Mapping[str, Any]) -> list[str]:
         intervals = [
-            _range(scale * row[f"difference_{source}_low"], scale * row[f"difference_{source}_high"])
+            interval_text(scale * row[f"difference_{source}_low"], scale * row[f"difference_{source}_high"])
             for source in SOURCES
         ]
-        return [shown(row["strategy"]), number(scale * row["value"], 1), number(scale * row["difference"], sign=True),
+        digits = 3 if metric == "nll" else 1
+        return [shown(row["strategy"]), number(scale * row["value"], digits),
+                number(scale * row["difference"], sign=True),
                 *intervals, str(row["groups"]), str(row["samples"])]  # fmt: skip
 
     return Table(
@@ -214,8 +238,9 @@ def _test_set(analysis: Analysis) -> Table:
         f"Final {LABELS.get(metric, metric)}, and its difference to {shown(analysis.question.baseline)} in "
         f"{unit(metric)} with 95 % intervals: for other seeds, for another test set (groups, such as patients, drawn "
         "anew), and for both.",
-        ("strategy", "value, %", "difference", "other seeds", "other test set", "both", "groups", "samples"),
-        _grouped(frame, row_of), frame,
+        ("strategy", f"value{'' if metric == 'nll' else ', %'}", "difference", "other seeds", "other test set", "both",
+         "groups", "samples"),
+        grouped(frame, row_of), frame,
     )  # fmt: skip
 
 
@@ -224,7 +249,7 @@ def _classes(analysis: Analysis) -> Table:
     metrics = sorted(rows["metric"].unique(), key=lambda name: (name.partition("[")[0], int(name.split("[")[1][:-1])))
     groups = tuple(
         (shown(key["dataset"]), [
-            [shown(strategy), *(_spread(100 * by.get(m, (np.nan,) * 2)[0], 100 * by.get(m, (np.nan,) * 2)[1])
+            [shown(strategy), *(spread(100 * by.get(m, (np.nan,) * 2)[0], 100 * by.get(m, (np.nan,) * 2)[1])
                                 for m in metrics)]
             for strategy, by in (
                 (inner["strategy"], dict(zip(own["metric"], zip(own["mean"], own["sd"], strict=True), strict=True)))
@@ -240,7 +265,8 @@ def _classes(analysis: Analysis) -> Table:
     )  # fmt: skip
 
 
-def _matrix(matrix: pd.DataFrame, text_of: Any) -> list[list[str]]:
+def matrix_rows(matrix: pd.DataFrame, text_of: Any) -> list[list[str]]:
+    """Return the rows of a square matrix of strategies, each number as the text that `text_of` makes of it."""
     return [[shown(name), *map(text_of, row)] for name, row in zip(matrix.index, matrix.to_numpy(), strict=True)]
 
 
@@ -255,7 +281,7 @@ def _penalties(analysis: Analysis) -> Table:
         }
         names = list(matrices["plain"].columns)
         groups = [
-            (heading, [*_matrix(m, number), ["mean penalty (lower is better)", *map(number, m.mean())]])
+            (heading, [*matrix_rows(m, number), ["mean penalty (lower is better)", *map(number, m.mean())]])
             for heading, m in matrices.items()
         ]
     return Table(
@@ -272,8 +298,8 @@ def _ranks(analysis: Analysis) -> Table:
         return Table("ranks", "Ranks", "", (), (), pd.DataFrame())
     ranks = test.ranks.sort_values(kind="stable")
     first = stability.shares[1] if 1 in stability.shares else pd.Series(np.nan, index=ranks.index)
-    rows = [[shown(name), number(rank), _percent(first.get(name, np.nan))] for name, rank in ranks.items()]
-    tau = f"{number(stability.tau)} ({_range(stability.tau_low, stability.tau_high, sign=False)})"
+    rows = [[shown(name), number(rank), percent(first.get(name, np.nan))] for name, rank in ranks.items()]
+    tau = f"{number(stability.tau)} ({interval_text(stability.tau_low, stability.tau_high, sign=False)})"
     return Table(
         "ranks", "Ranks over data sets",
         f"Average rank of the AUBC over {len(test.datasets)} data sets, 1 is the best. Friedman's test: χ² = "
@@ -282,106 +308,4 @@ def _ranks(analysis: Analysis) -> Table:
         f"seeds: {tau}.",
         ("strategy", "average rank", "first among resampled seeds"), (("", rows),),
         ranks.rename("rank").rename_axis("strategy").reset_index(),
-    )  # fmt: skip
-
-
-def _purchases(frame: pd.DataFrame) -> Table:
-    def row_of(row: Mapping[str, Any]) -> list[str]:
-        return [
-            shown(row["strategy"]), str(row["bought"]), _percent(row["tied"]), _percent(row["without_roi"]),
-            number(row["roi_area"], 0), _percent(row["dice_zero"]),
-            number(row["misalignment_roi_correlation"], sign=True),
-        ]  # fmt: skip
-
-    return Table(
-        "purchases", "What each strategy bought",
-        "After the initial set, over all seeds. Tied: the score equals that of a sample that was not bought, so a "
-        "random order decided. ROI area: mean pixels of the ROIs of bought samples. Dice 0: Grad-CAM and ROI share no "
-        "pixel. Correlation: Spearman's, of the misalignment D with the ROI's area.",
-        ("strategy", "labels bought", "tied", "without ROI", "ROI area, pixels", "Dice exactly 0", "D with ROI area"),
-        _grouped(frame, row_of), frame,
-    )  # fmt: skip
-
-
-def _class_shares(frame: pd.DataFrame) -> Table:
-    labels = sorted(frame["label"].unique())
-    groups = []
-    for key, cell in split(frame, ["dataset"]):
-        initial = cell.groupby("label")["initial"].first()
-        rows = [["initial sets (random)", *(_percent(initial.get(label, 0.0)) for label in labels)]]
-        rounds = cell.groupby("strategy")["round"].nunique()
-        means = cell.groupby(["strategy", "label"])["share"].sum().div(rounds, level="strategy")
-        rows += [
-            [shown(name), *(_percent(means.get((name, label), 0.0)) for label in labels)]
-            for name in sorted(cell["strategy"].unique())
-        ]
-        groups.append((shown(key["dataset"]), rows))
-    return Table(
-        "class_shares", "Classes bought",
-        "Mean share of each class among the purchases of a round, beside the initial sets, which are random draws from "
-        "the pool. The CSV file has every round.",
-        ("strategy", *(f"class {label}" for label in labels)), tuple(groups), frame,
-    )  # fmt: skip
-
-
-def _overlap(frame: pd.DataFrame) -> Table:
-    names = sorted({*frame["first"], *frame["second"]})
-    groups = []
-    for key, cell in split(frame, ["dataset"]):
-        matrix = pd.DataFrame(np.nan, index=names, columns=names)
-        for a, b, value in zip(cell["first"], cell["second"], cell["jaccard"], strict=True):
-            matrix.loc[a, b] = matrix.loc[b, a] = value
-        groups.append((shown(key["dataset"]), _matrix(matrix, number)))
-    return Table(
-        "overlap", "Overlap of purchases",
-        "Jaccard overlap |A ∩ B| / |A ∪ B| of what two strategies bought after the initial set, mean over seeds.",
-        ("strategy", *map(shown, names)), tuple(groups), frame,
-    )  # fmt: skip
-
-
-def _calibration(frame: pd.DataFrame) -> Table:
-    bins = sorted(frame["bin"].unique())
-
-    def rows_of(cell: pd.DataFrame) -> list[list[str]]:
-        rows = []
-        for key, own in split(cell, ["strategy"]):
-            by = dict(zip(own["bin"], own["accuracy"] - own["confidence"], strict=True))
-            rows.append([shown(key["strategy"]), *(number(100 * by.get(b, np.nan), 0, sign=True) for b in bins)])
-        return rows
-
-    groups = tuple((shown(key["dataset"]), rows_of(cell)) for key, cell in split(frame, ["dataset"]))
-    return Table(
-        "calibration", "Calibration",
-        "Accuracy minus mean confidence of the final models, in points, by confidence; negative: overconfident.",
-        ("strategy", *(f"{10 * b} to {10 * b + 10} %" for b in bins)), groups, frame,
-    )  # fmt: skip
-
-
-def _confusions(frame: pd.DataFrame) -> list[Table]:
-    tables = []
-    for i, (key, cell) in enumerate(split(frame, ["dataset"])):
-        labels = sorted(cell["label"].unique())
-        groups = []
-        for inner, own in split(cell, ["strategy"]):
-            matrix = own.pivot(index="label", columns="predicted", values="samples").reindex(
-                index=labels, columns=labels
-            )
-            rows = [[f"class {name}", *map(str, row)] for name, row in zip(labels, matrix.to_numpy(), strict=True)]
-            groups.append((shown(inner["strategy"]), rows))
-        tables.append(Table(
-            f"confusion_{i + 1}", f"Confusion matrices: {shown(key['dataset'])}",
-            "Final models, test samples summed over seeds; rows are the true classes.",
-            ("true class", *(f"taken for {label}" for label in labels)), tuple(groups), cell,
-        ))  # fmt: skip
-    return tables
-
-
-def _time(frame: pd.DataFrame) -> Table:
-    def row_of(row: Mapping[str, Any]) -> list[str]:
-        seconds = [row[name] for name in ("train_s", "score_s", "eval_s")]
-        return [shown(row["strategy"]), *(number(value, 1) for value in seconds), number(sum(seconds), 1)]
-
-    return Table(
-        "time", "Where the time went", "Mean seconds of a run, all rounds together.",
-        ("strategy", "training", "scoring the pool", "evaluation", "sum"), _grouped(frame, row_of), frame,
     )  # fmt: skip

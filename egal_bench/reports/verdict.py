@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from egal_bench import __version__
-from egal_bench.reports.analysis import LABELS, OUTCOMES, PRIMARY, Analysis, Question, factor, unit
-from egal_bench.reports.audit import Check
-from egal_bench.reports.names import listed, number, p_value, shown
-from egal_bench.statistics.outcomes import split
+from egal_bench.reports.names import listed, number, p_value, shown, titled
+from egal_bench.reports.question import LABELS, OUTCOMES, PRIMARY, Question, factor, unit
+from egal_bench.statistics.outcomes import area, curves, split
+from egal_bench.statistics.verdicts import verdicts
+
+if TYPE_CHECKING:
+    from egal_bench.reports.analysis import Analysis
+    from egal_bench.reports.audit import Check
 
 FIELDS = (
     "verdict", "reason", "pairs", "difference", "low", "high", "sd", "won", "tied", "effect", "improvement", "p",
     "p_holm", "p_equivalence", "p_equivalence_holm", "comparisons", "seeds_needed",
 )  # fmt: skip
+MOST_NAMED = 5  # strategies of one verdict that a sentence names; of more it names one less, and counts the others
 COUNTS = ("pairs", "won", "tied", "comparisons", "seeds_needed")
 
 
@@ -40,7 +45,7 @@ def verdict_json(analysis: Analysis, checks: list[Check]) -> dict[str, Any]:
 
 
 def _dataset(analysis: Analysis, name: str) -> dict[str, Any]:
-    question = analysis.question
+    question, oracles = analysis.question, analysis.joined.oracles
     rounds = analysis.joined.rounds
     own = rounds[rounds["dataset"] == name]
     rows = _rows(analysis, name)
@@ -51,10 +56,11 @@ def _dataset(analysis: Analysis, name: str) -> dict[str, Any]:
             entry = strategies.setdefault(row["strategy"], {})
             fields = {field: plain(row[field], whole=field in COUNTS) for field in FIELDS}
             if outcome == PRIMARY:
-                entry |= {"verdict": row["verdict"], "sentence": strategy_sentence(row, question)}
+                entry |= {"verdict": row["verdict"], "sentence": strategy_sentence(row, question, oracles)}
             entry[outcome] = fields
+    obstacle = _obstacle(own, question)
     return {
-        "sentence": dataset_sentence(name, rows[rows["outcome"] == PRIMARY], question, _obstacle(analysis, name)),
+        "sentence": dataset_sentence(name, rows[rows["outcome"] == PRIMARY], question, obstacle, oracles),
         "seeds": int(own["seed"].nunique()),
         "labels": int(own["labels"].max()),
         "test_size": int(own["test_size"].max()),
@@ -67,18 +73,46 @@ def _rows(analysis: Analysis, name: str) -> pd.DataFrame:
     return rows[rows["dataset"] == name]
 
 
-def _obstacle(analysis: Analysis, name: str) -> str:
-    """Return why no strategy of a data set has a verdict."""
-    rounds, baseline = analysis.joined.rounds, analysis.question.baseline
-    names = set(rounds.loc[rounds["dataset"] == name, "strategy"])
-    if baseline not in names:
-        return f"{shown(baseline)} was not run"
+def _obstacle(rounds: pd.DataFrame, question: Question) -> str:
+    """Return why no strategy of the data set with these `rounds` has a verdict."""
+    names = set(rounds["strategy"])
+    if question.baseline not in names:
+        return f"{shown(question.baseline)} was not run"
     if len(names) == 1:
-        return f"only {shown(baseline)} was run"
-    return f"no strategy has a value of {LABELS[analysis.question.metric]} at every budget"
+        return f"only {shown(question.baseline)} was run"
+    return f"no strategy has a value of {LABELS[question.metric]} at every budget"
 
 
-def dataset_sentence(name: str, rows: pd.DataFrame, question: Question, obstacle: str) -> str:
+def short_verdict(rounds: pd.DataFrame, question: Question, oracles: Collection[str] = ()) -> list[str]:
+    """Return the verdict of the report on comparable runs, as sentences for the terminal.
+
+    There is a sentence per data set. Where it does not name all strategies, a sentence per family follows: the
+    variants of one strategy, such as `egal` and `egal(lambda=0.3)`.
+
+    Args:
+        rounds: the `rounds` table.
+        question: what is asked; it decides the same as in a report on the same runs.
+        oracles: strategies to mark as such.
+    """
+    rows = verdicts(
+        area(curves(rounds, [question.metric]).dropna(subset=["value"])), question.baseline,
+        margin=question.margin / 100, alpha=question.alpha, test=question.test, rng=question.generator(),
+    )  # fmt: skip
+    sentences = []
+    for key, own in split(rounds, ["dataset"]):
+        judged = rows[rows["dataset"] == key["dataset"]]
+        parts = [judged]
+        if judged["verdict"].value_counts().max() > MOST_NAMED:
+            families = judged["strategy"].str.partition("(")[0]
+            parts += [variants for _, variants in judged.groupby(families) if len(variants) > 1]
+        obstacle = _obstacle(own, question)
+        sentences += [dataset_sentence(key["dataset"], part, question, obstacle, oracles) for part in parts]
+    return sentences
+
+
+def dataset_sentence(
+    name: str, rows: pd.DataFrame, question: Question, obstacle: str, oracles: Collection[str] = ()
+) -> str:
     """Return the verdict on a data set in one sentence.
 
     Args:
@@ -86,13 +120,14 @@ def dataset_sentence(name: str, rows: pd.DataFrame, question: Question, obstacle
         rows: its rows of `verdicts`, one per strategy.
         question: what is asked.
         obstacle: the reason to give where nothing was compared.
+        oracles: strategies to mark as such.
     """
     place, baseline = f"On {shown(name)}", shown(question.baseline)
     if rows.empty or not rows["pairs"].any():
         return f"{place}, nothing can be concluded: {obstacle}."
     if rows["pairs"].max() == 1:
         return f"{place}, nothing can be concluded: a verdict needs at least 2 seeds of {baseline} and of a strategy."
-    groups = {verdict: list(part["strategy"]) for (verdict,), part in _split_verdicts(rows)}
+    groups = {verdict: [titled(n, oracles) for n in part["strategy"]] for verdict, part in _split_verdicts(rows)}
     words = {
         "better": f"better than {baseline}",
         "worse": f"worse than {baseline}",
@@ -104,18 +139,19 @@ def dataset_sentence(name: str, rows: pd.DataFrame, question: Question, obstacle
     return f"{place}, {text}."
 
 
-def _split_verdicts(rows: pd.DataFrame) -> Any:
+def _split_verdicts(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each verdict with its rows, the largest difference first."""
     ordered = rows.assign(size=-rows["difference"].abs()).sort_values("size", kind="stable")
-    return (((key["verdict"],), part) for key, part in split(ordered, ["verdict"]))
+    return ((key["verdict"], part) for key, part in split(ordered, ["verdict"]))
 
 
 def _verb(names: list[str]) -> str:
-    return f"{listed(names)} {'is' if len(names) == 1 else 'are'}"
+    return f"{listed(names, MOST_NAMED - 1)} {'is' if len(names) == 1 else 'are'}"
 
 
-def strategy_sentence(row: Mapping[Any, Any], question: Question) -> str:
-    """Return what a row of `verdicts` says, in one or two sentences."""
-    name, baseline, scale = shown(row["strategy"]), shown(question.baseline), factor(question.metric)
+def strategy_sentence(row: Mapping[Any, Any], question: Question, oracles: Collection[str] = ()) -> str:
+    """Return what a row of `verdicts` says, in one or two sentences; a strategy of `oracles` is marked as such."""
+    name, baseline, scale = titled(row["strategy"], oracles), shown(question.baseline), factor(question.metric)
     words = {
         "better": f"is better than {baseline}", "worse": f"is worse than {baseline}",
         "equivalent": f"is equivalent to {baseline}", "undecided": f"is undecided against {baseline}",

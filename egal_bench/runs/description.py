@@ -29,7 +29,7 @@ def describe(folder: ResultsFolder, config: Config, datasets: Sequence[Dataset],
     fields["shards"] = [shown(path) for path in config.shards]  # without passwords and signatures
     fields["comparable"] = comparable(settings)
     fields["data"] = {dataset.name: dataset.shards.manifest.sha256 for dataset in datasets}
-    record = environment(datasets, config.device, config.precision)
+    record = environment(datasets, config.device, config.precision) | {"engine": config.engine}
     with locked(folder.path, "description"):
         fields["groups"] = _groups(folder)
         for name, text in (

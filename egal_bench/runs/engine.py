@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from egal_bench.errors import BenchError
@@ -17,11 +17,15 @@ USER_ERRORS = (BenchError, ShardError, ArgumentError)  # whatever else a run rai
 class Engine(Protocol):
     """Executes tasks and reports their rounds as rows, so that only the caller writes results."""
 
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Raise BenchError where a machine that is to execute one of the tasks lacks something that they need."""
+        ...
+
     def execute(self, tasks: Iterable[Task]) -> Iterator[Event]:
         """Yield the events of all tasks. Those of one task come in order; those of different tasks may alternate.
 
         Args:
-            tasks: the engine takes the next task only when its run can start.
+            tasks: the engine takes the next task only when its run can start, or soon can.
 
         Raises:
             BenchError: a user made a mistake, and the message names the run; or a process or machine died.

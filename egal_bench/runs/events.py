@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from egal_bench.runs.task import Task
 from egal_bench.tables.folder import RunTables
@@ -31,10 +32,12 @@ class RunDone:
     Attributes:
         task: the run.
         files: content by name of the files that the run leaves, such as its network.
+        hardware: the machine that executed the last round; see `tables.environment.hardware`.
     """
 
     task: Task
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, bytes]
+    hardware: Mapping[str, Any]
 
 
 Event = RoundDone | RunDone

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from egal_bench.runs.engine import Engine
 from egal_bench.runs.events import RoundDone, RunDone
 from egal_bench.runs.progress import GridProgress, progress_of
 from egal_bench.runs.task import History, Task
-from egal_bench.tables.environment import hardware
+from egal_bench.strategies import find
 from egal_bench.tables.folder import EARLIER, ResultsFolder, RunName
 from egal_bench.tables.locks import POLL, Lock
 from egal_bench.tables.schemas import OPTIONAL
 from egal_bench.tables.settings import difference
+from egal_bench.tables.writing import patiently
 from egal_shards.urls import shown
 
 REPEATED = {"source", "backbone_source"}  # where only these differ, the user has edited the code: the run is repeated
@@ -63,7 +65,8 @@ def state_of(task: Task, folder: ResultsFolder) -> State:
 def _has_files(task: Task, folder: ResultsFolder) -> bool:
     """Return whether a finished run has every table and network that the comparison keeps."""
     network = network_path(folder, task.run).is_file() or not task.config.save_network
-    return network and set(task.config.keep) <= set(folder.kept(task.run))
+    expected = set(task.config.keep) - (set() if task.config.rounds else {"pool"})  # without a query there is no pool
+    return network and expected <= set(folder.kept(task.run))
 
 
 def network_path(folder: ResultsFolder, run: RunName) -> Path:
@@ -100,6 +103,8 @@ def execute(tasks: Sequence[Task], engine: Engine, folder: ResultsFolder) -> Non
     pending = [task for task, state in states.items() if not _is_done(state, task)]
     _announce(list(states.values()), folder)
     try:
+        if pending:
+            engine.prepare(pending)
         with progress_of(pending) as progress:
             while pending:
                 session = _Session(pending, folder, progress)
@@ -153,7 +158,7 @@ class _Session:
             history = _history(task, self.folder)
             self.claims[str(task.run)] = lock
             stored = task.config.regime == "finetune"
-            self.checkpoints[str(task.run)] = Checkpoint(task.scratch, history, stored)
+            self.checkpoints[str(task.run)] = Checkpoint(self.folder.path, task.scratch, history, stored)
             self.progress.resumed(task, history)
             yield replace(task, history=history)
 
@@ -161,13 +166,17 @@ class _Session:
         task, name = event.task, str(event.task.run)
         for file, content in event.files.items():
             path = network_path(self.folder, task.run).with_name(file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
-        self.folder.write(task.run, self.checkpoints.pop(name).tables, record_of(task))
+            patiently(self.folder.path, partial(_write_file, path, content))
+        self.folder.write(task.run, self.checkpoints.pop(name).tables, record_of(event))
         self.folder.remove_scratch(task.run, task.config_hash)
         self.claims.pop(name).release()
         self.progress.run_done(task)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def unfinished(tasks: Sequence[Task], folder: ResultsFolder) -> int:
@@ -180,11 +189,13 @@ def _is_done(state: State, task: Task) -> bool:
     return state is State.FINISHED or (state is State.WITHOUT_FILES and not task.config.replace)
 
 
-def record_of(task: Task) -> dict[str, Any]:
-    """Return the record that the files of the run carry."""
+def record_of(event: RunDone) -> dict[str, Any]:
+    """Return the record that the files of a finished run carry."""
+    task = event.task
     return {
         "config_hash": task.config_hash, "settings": dict(task.settings), "last_round": task.config.rounds,
-        "shards": shown(task.shards), "hardware": hardware(task.config.device),
+        "shards": shown(task.shards), "hardware": dict(event.hardware),
+        "needs": sorted(find(task.run.strategy).needs),
     }  # fmt: skip
 
 
@@ -195,7 +206,9 @@ def _history(task: Task, folder: ResultsFolder) -> History | None:
         history = History(folder.tables(task.run))
     if history is None or history.last_round > task.config.rounds:
         return None
-    kept = all(history.tables.get(table) for table in OPTIONAL if table in task.config.keep)
+    queried = any(row["round"] > 0 for row in history.tables["selections"])
+    expected = [table for table in OPTIONAL if table in task.config.keep and (queried or table != "pool")]
+    kept = all(history.tables.get(table) for table in expected)
     return history if kept else None  # rounds without a table that is to be kept now are repeated
 
 

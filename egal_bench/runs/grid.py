@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -69,7 +69,9 @@ def resolved(config: Config) -> Config:
     return config.model_copy(update={"device": device, "precision": chosen_precision(config.precision, device)})
 
 
-def tasks_of(config: Config, datasets: Sequence[Dataset], folder: ResultsFolder) -> list[Task]:
+def tasks_of(
+    config: Config, datasets: Sequence[Dataset], folder: ResultsFolder, *, features_here: bool = True
+) -> list[Task]:
     """Return the tasks of the grid, seed by seed.
 
     Each network is built once here, so that what is wrong with it is reported before any run starts.
@@ -78,21 +80,19 @@ def tasks_of(config: Config, datasets: Sequence[Dataset], folder: ResultsFolder)
         config: with device and precision resolved.
         datasets: the data sets of the comparison.
         folder: where the results go.
+        features_here: whether the features of the frozen regime are computed here, before any run starts.
     """
-    from egal_bench.models import backbones, network, weights
-
-    state, weights_digest = weights.load(config.weights, config.backbone)
-    digests = {"weights": weights_digest, "backbone_source": backbones.source_digest(config.backbone)}
+    if config.regime == "frozen" and config.weights is None and not is_factory(config.backbone):
+        console.print("frozen trunk without --weights: its features are random projections, so expect little of them")
     strategies = [find(specification, config) for specification in config.strategies]
     tasks = []
     for dataset in datasets:
-        built = network.of_config(config, dataset, 0, state, tell=console.print)
-        if backbones.is_factory(config.backbone):  # a factory may load weights of its own
-            digests["weights"] = weights.digest_of(built.trunk.state_dict())
+        network, digests = network_of(config, dataset, console.print)
         features = None
         if config.regime == "frozen":
             features = features_folder(config, dataset, digests, folder.path)
-            _compute_features(config, dataset, built, features)
+            if features_here:
+                compute_features(config, dataset, network, features)
         for seed in config.seed_ids:
             for strategy in strategies:
                 settings = settings_of(config, dataset, strategy, digests)
@@ -101,6 +101,24 @@ def tasks_of(config: Config, datasets: Sequence[Dataset], folder: ResultsFolder)
                 modules = strategy.strategy.modules
                 tasks.append(Task(run, dataset.shards.where, config, settings, features, scratch, modules=modules))
     return tasks
+
+
+def network_of(
+    config: Config, dataset: Dataset, tell: Callable[[str], None] = lambda line: None
+) -> tuple[Network, dict[str, str]]:
+    """Return the network of `config` for `dataset` with the weights of seed 0, and the digests that identify its trunk.
+
+    Args:
+        tell: called with one line that says how the weights were adapted, where they were.
+    """
+    from egal_bench.models import backbones, network, weights
+
+    state, weights_digest = weights.load(config.weights, config.backbone)
+    digests = {"weights": weights_digest, "backbone_source": backbones.source_digest(config.backbone)}
+    built = network.of_config(config, dataset, 0, state, tell=tell)
+    if is_factory(config.backbone):  # a factory may load weights of its own
+        digests["weights"] = weights.digest_of(built.trunk.state_dict())
+    return built, digests
 
 
 def part_of(tasks: Sequence[Task], part: tuple[int, int]) -> Sequence[Task]:
@@ -114,16 +132,14 @@ def features_folder(config: Config, dataset: Dataset, digests: Mapping[str, str]
     from egal_bench.scoring import features
 
     trunk = digests["weights"] + digests["backbone_source"]
-    name = features.identity(dataset, config.backbone, trunk, config.size, config.precision)
+    name = features.identity(dataset, config.backbone, trunk, config.size, config.precision, config.device)
     return out.resolve().parent / "features" / quote(f"{dataset.name}-{config.backbone}-{name}", safe="(),=")
 
 
-def _compute_features(config: Config, dataset: Dataset, network: Network, folder: Path) -> None:
+def compute_features(config: Config, dataset: Dataset, network: Network, folder: Path) -> None:
     """Compute the features into `folder`, unless they are there and undamaged."""
     from egal_bench.scoring import features
 
-    if config.weights is None and not is_factory(config.backbone):
-        console.print("frozen trunk without --weights: its features are random projections, so expect little of them")
     if not features.intact(folder, len(dataset.keys)):
         try:
             with counted(f"{dataset.name}: features of {config.backbone}", len(dataset.keys)) as advance:

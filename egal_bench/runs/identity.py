@@ -11,25 +11,27 @@ from egal_bench.models.devices import device_kind
 from egal_bench.parameters import STRATEGY_FIELDS
 from egal_bench.strategies import BoundStrategy
 
-NUMBERS = 2  # raised by every change of the program that changes the numbers of a run
+NUMBERS = 3  # raised by every change of the program that changes the numbers of a run
 
 # The fields of Config by what they decide; each field has exactly one place.
 SCHEDULING = {  # which runs are executed, where, and what is kept of them
     "shards", "strategies", "seeds", "part", "rounds", "workers", "out", "replace", "keep", "save_network", "metric",
+    "engine", "ray_address", "gpus_per_run", "memory_per_run",
 }  # fmt: skip
 DATA = {"phantom", "phantom_samples", "shortcut", "roi_area", "roi_noise"}  # covered by the manifest's digest
 STRATEGY = set(STRATEGY_FIELDS)  # covered by the specification of a built-in strategy
 EVERY_RUN = {
-    "init", "budget", "regime", "backbone", "weights", "size", "overlap", "threshold", "explain_convention",
+    "init", "budget", "regime", "head", "backbone", "weights", "size", "overlap", "threshold", "explain_convention",
     "precision", "device", "threads",
 }  # fmt: skip
-OF_REGIME = {
-    "finetune": {
-        "steps", "batch_size", "learning_rate", "weight_decay", "explain_loss", "early_stop", "warm_start",
-        "class_balance",
-    },
-    "frozen": {"l2"},
-}  # fmt: skip
+OF_NETWORK = {"learning_rate", "weight_decay", "explain_loss", "warm_start", "head_dropout"}
+OF_EPISODES = {"shots", "queries", "epochs", "episodes", "prototypes"}
+OF_TRAINING = {  # by regime and head
+    ("finetune", "linear"): OF_NETWORK | {"steps", "batch_size", "early_stop", "class_balance"},
+    ("finetune", "prototypical"): OF_NETWORK | OF_EPISODES | {"explain_layer"},
+    ("frozen", "linear"): {"l2"},
+    ("frozen", "prototypical"): OF_EPISODES | {"learning_rate", "weight_decay"},
+}
 
 
 def settings_of(
@@ -45,7 +47,7 @@ def settings_of(
         strategy: with its parameters.
         digests: "weights", and "backbone_source" for a backbone of the user's own.
     """
-    settings = config.model_dump(mode="json", include=EVERY_RUN | OF_REGIME[config.regime])
+    settings = config.model_dump(mode="json", include=EVERY_RUN | OF_TRAINING[config.regime, config.head])
     settings |= {
         "numbers": NUMBERS,
         "data": dataset.shards.manifest.sha256,

@@ -8,18 +8,18 @@ import shutil
 import signal
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
-from egal_bench.errors import BenchError, Defect, RemoteTraceback
+from egal_bench.errors import BenchError
 from egal_bench.models.process import prepare_process
 from egal_bench.runs.engine import USER_ERRORS, named
-from egal_bench.runs.events import Event, RoundDone, RunDone
+from egal_bench.runs.events import Event, RunDone
+from egal_bench.runs.messages import event_of, messages_of
 from egal_bench.runs.run import run
 from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
@@ -33,25 +33,13 @@ LONGEST_TMPDIR = 60  # characters: the name of a socket has 108, and multiproces
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A worker's message when a run raised an exception.
-
-    Attributes:
-        message: what the exception says, with its type if it is a defect.
-        by_user: whether it states a user's mistake.
-        traceback: the formatted traceback of the worker.
-    """
-
-    message: str
-    by_user: bool
-    traceback: str
-
-
-@dataclass(frozen=True)
 class LocalEngine:
     """Executes `workers` runs at a time, each in a process of its own; with one worker, in this process."""
 
     workers: int
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Do nothing: this process has checked data and network on this machine when it made the tasks."""
 
     def execute(self, tasks: Iterable[Task]) -> Iterator[Event]:
         """Yield the events of all tasks; see `Engine.execute`.
@@ -90,6 +78,8 @@ class LocalEngine:
                             del busy[connection]
                             connection.close()
         finally:
+            for connection in busy:
+                connection.close()  # a worker that outlasts SIGTERM ends when it sends or receives
             for process in processes:
                 process.terminate()
             for process in processes:
@@ -137,34 +127,29 @@ def _send(connection: Connection, task: Task) -> None:
 def _receive(connection: Connection, task: Task) -> Event:
     """Return the next event of the worker that executes `task`, or raise what its run has raised."""
     try:
-        kind, content = connection.recv()
+        message = connection.recv()
     except (EOFError, ConnectionResetError):
         raise BenchError(
             f"the process of {task.run} died (out of memory?); finished rounds are kept: run again with fewer --workers"
         ) from None
-    if kind is Failure:
-        raise (BenchError if content.by_user else Defect)(content.message) from RemoteTraceback(
-            f"\n{content.traceback}"
-        )
-    return kind(task, *content)
+    return event_of(message, task)
+
+
+class _Terminated(BaseException):
+    """The parent has sent SIGTERM. Unlike SystemExit, a run does not take it for a mistake of the user's code."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def _serve(connection: Connection) -> None:
     """Execute tasks from `connection` and answer with their events, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that `finally` blocks run
-    prepare_process()
-    workspace = Workspace()
-    while True:
-        try:
-            task = connection.recv()
-        except EOFError:
-            return
-        try:
-            for event in run(task, workspace):
-                content = (event.tables, event.files) if isinstance(event, RoundDone) else (event.files,)
-                connection.send((type(event), content))  # the parent knows the task
-        except Exception as error:
-            by_user = isinstance(error, USER_ERRORS)
-            message = str(named(task, error)) if by_user else f"{type(error).__name__}: {error}"
-            connection.send((Failure, Failure(message, by_user, traceback.format_exc())))
+    signal.signal(signal.SIGTERM, _terminate)  # so that `finally` blocks run
+    with suppress(_Terminated, EOFError, BrokenPipeError, ConnectionResetError):
+        prepare_process()
+        workspace = Workspace()
+        while True:
+            for message in messages_of(connection.recv(), workspace):
+                connection.send(message)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from egal_bench.learners.learner import Learner
 from egal_bench.runs.task import round_generator
 from egal_bench.scoring.scores import Scores
 from egal_bench.strategies import BoundStrategy, Overlap, Pool
+from egal_bench.strategies.pool import MapStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Purchase:
         overlap: overlap of Grad-CAM and ROI of the bought samples; their ROIs are bought with the labels.
         unlabelled: int64 [N], positions of the pool from which they were chosen.
         labelled: int64 [L], positions of the samples that were labelled then.
+        terms: parts of the score over `unlabelled`; see Query.
     """
 
     positions: np.ndarray
@@ -35,6 +39,7 @@ class Purchase:
     overlap: Overlap
     unlabelled: np.ndarray
     labelled: np.ndarray
+    terms: Mapping[str, np.ndarray]
 
 
 class Buyer:
@@ -51,8 +56,8 @@ class Buyer:
         self.dataset, self.strategy, self.learner, self.config = dataset, strategy, learner, config
         self._streams = streams
         ties = np.random.default_rng(streams["ties"]).permutation(len(dataset.pool))
-        self._tie_order = np.zeros(len(dataset.keys), np.int64)  # one number per position in the shard set
-        self._tie_order[dataset.pool] = ties
+        self.tie_order = np.zeros(len(dataset.keys), np.int64)  # one number per position in the shard set
+        self.tie_order[dataset.pool] = ties
 
     def initial_set(self) -> np.ndarray:
         """Return the positions of the initial set, drawn at random from the pool, int64 [init]."""
@@ -64,7 +69,7 @@ class Buyer:
         unlabelled = self.dataset.pool[~np.isin(self.dataset.pool, labelled)]
         rng = round_generator(self._streams["query"], round_)
         roi_of = self._shuffled_rois(unlabelled, rng) if "shuffled-roi" in needs else None
-        scores = self.learner.score(unlabelled, needs, roi_of)
+        scores = self.learner.score(unlabelled, needs | {"features"} if "draws" in needs else needs, roi_of)
         query = self.strategy(self._view(unlabelled, labelled, scores, round_, rng))
         positions = unlabelled[query.indices]
         if scores.overlap and roi_of is None:
@@ -72,7 +77,7 @@ class Buyer:
         else:
             overlap = self._overlap_of_bought(positions)
         entropy = scores.entropy[query.indices]
-        return Purchase(positions, query.scores, entropy, query.tied, overlap, unlabelled, labelled)
+        return Purchase(positions, query.scores, entropy, query.tied, overlap, unlabelled, labelled, query.terms)
 
     def _overlap_of_bought(self, positions: np.ndarray) -> Overlap:
         """Return the overlap of samples whose ROIs are bought with their labels, for the record."""
@@ -83,7 +88,7 @@ class Buyer:
     def _shuffled_rois(self, unlabelled: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return whose ROI each sample at `unlabelled` is scored with: permuted among the samples that have one."""
         owners = unlabelled[self.dataset.has_roi[unlabelled]]
-        owners = owners[np.argsort(self._tie_order[owners])]  # so that the draw does not depend on file names
+        owners = owners[np.argsort(self.tie_order[owners])]  # so that the draw does not depend on file names
         roi_of = np.arange(len(self.dataset.keys))
         roi_of[owners] = owners[rng.permutation(len(owners))]
         return roi_of[unlabelled]
@@ -92,18 +97,24 @@ class Buyer:
         self, unlabelled: np.ndarray, labelled: np.ndarray, scores: Scores, round_: int, rng: np.random.Generator
     ) -> Pool:
         """Return the pool of the samples at `unlabelled` as the strategy may see it."""
-        dataset, needs = self.dataset, self.strategy.needs
-        private = {
-            "overlap": scores.overlap,
-            "features": scores.features,
-            "labelled_features": self.learner.score(labelled, {"features"}).features if "features" in needs else None,
-            "draws": scores.draws,
-            "labels": dataset.labels[unlabelled],
-        }
+        dataset, learner, needs = self.dataset, self.learner, self.strategy.needs
+        private: dict[str, Any] = {"overlap": scores.overlap, "labels": dataset.labels[unlabelled]}
+        if "features" in needs:
+            private["features"] = scores.features
+            private["labelled_features"] = learner.score(labelled, {"features"}).features
+        if "draws" in needs:
+            assert scores.features is not None
+            private["draws"] = learner.draws(scores.features, rng)
+        if "labelled-roi" in needs:
+            private["labelled_roi"] = dataset.rois(labelled)
+        if "maps" in needs:
+            private["maps"] = MapStream(lambda: learner.maps(unlabelled))
+            private["labelled_maps"] = MapStream(lambda: learner.maps(labelled))
         return Pool(
             keys=dataset.keys[unlabelled], logits=scores.logits, entropy=scores.entropy,
             labelled_keys=dataset.keys[labelled], labelled_labels=dataset.labels[labelled],
-            groups=dataset.groups[unlabelled], classes=tuple(dataset.shards.classes), round=round_,
-            budget=self.config.budget, rng=rng, tie_order=self._tie_order[unlabelled], config=self.config,
+            labelled_groups=dataset.groups[labelled], groups=dataset.groups[unlabelled],
+            classes=tuple(dataset.shards.classes), round=round_,
+            budget=self.config.budget, rng=rng, tie_order=self.tie_order[unlabelled], config=self.config,
             needs=needs, name=self.strategy.name, private=private,
         )  # fmt: skip

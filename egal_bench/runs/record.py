@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from egal_bench.dataset import Dataset
-from egal_bench.learners.learner import Learner
+from egal_bench.learners.learner import Fit, Learner
+from egal_bench.runs.pool_rows import is_recorded, pool_rows
 from egal_bench.runs.purchase import Purchase
 from egal_bench.runs.task import History, Task
 from egal_bench.scoring.scores import Scores
@@ -62,9 +63,10 @@ class Record:
         self._queried = self._queried[:0]
         self._lap = perf_counter()
 
-    def trained(self, rois: np.ndarray) -> None:
-        """Record that training has ended and that it used the ROIs of the samples at positions `rois`."""
-        self._looked_at[rois] = True
+    def trained(self, fit: Fit) -> None:
+        """Record what the training that has just ended has used and reached."""
+        self._looked_at[fit.rois] = True
+        self._round |= {"train_loss": fit.loss, "train_accuracy": fit.accuracy, "steps": fit.steps}
         self._round["train_s"] = self._seconds()
 
     def evaluated(self, scores: Scores) -> None:
@@ -101,6 +103,14 @@ class Record:
         self._count_query(purchase.unlabelled, purchase.labelled)
         self._queried = purchase.positions[:EXPLAINED]
         self._round["score_s"] = self._seconds()
+
+    def pool(self, purchase: Purchase, round_: int, learner: Learner, tie_order: np.ndarray) -> None:
+        """Record for the report what the query for round `round_` could have bought; see `pool_rows`.
+
+        The time counts for no phase, since the next one begins with `begin_round`.
+        """
+        if "pool" in self.keep and is_recorded(round_):
+            self._rows["pool"] += pool_rows(self.dataset, learner, purchase, round_, tie_order)
 
     def explained(self, learner: Learner, round_: int, *, test: bool = True) -> None:
         """Record the class maps of round `round_`: of the best samples just bought, and of fixed test samples."""

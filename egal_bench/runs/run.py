@@ -14,6 +14,7 @@ from egal_bench.runs.record import Record
 from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
 from egal_bench.strategies import BoundStrategy, find
+from egal_bench.tables.environment import hardware
 
 
 def run(task: Task, workspace: Workspace) -> Iterator[Event]:
@@ -32,6 +33,7 @@ def run(task: Task, workspace: Workspace) -> Iterator[Event]:
         def buy(labelled: np.ndarray, round_: int) -> np.ndarray:
             purchase = buyer.buy(labelled, round_)
             record.bought(purchase, round_)
+            record.pool(purchase, round_, learner, buyer.tie_order)
             return np.concatenate([labelled, purchase.positions])
 
         if task.history is None:
@@ -53,7 +55,7 @@ def run(task: Task, workspace: Workspace) -> Iterator[Event]:
                 labelled = buy(labelled, round_ + 1)
             record.explained(learner, round_)
             yield RoundDone(task, record.take_rows(), learner.state())
-        yield RunDone(task, learner.network_file() if config.save_network else {})
+        yield RunDone(task, learner.network_file() if config.save_network else {}, hardware(config.device))
 
 
 def find_for(task: Task) -> BoundStrategy:

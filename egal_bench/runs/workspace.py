@@ -25,11 +25,15 @@ class Workspace:
         return self._frozen_learner(task) if task.config.regime == "frozen" else self._finetune_learner(task)
 
     def _frozen_learner(self, task: Task) -> Learner:
-        """Return the frozen learner; runs with the same features and settings share it, since fits start from zero."""
+        """Return the frozen learner; runs with the same features and settings share a linear one, which has no seed."""
         from egal_bench.learners.frozen import FrozenLearner
+        from egal_bench.learners.frozen_episodes import FrozenEpisodesLearner
         from egal_bench.scoring.features import open_features
 
         assert task.features is not None
+        if task.config.head == "prototypical":
+            features = open_features(task.features)
+            return FrozenEpisodesLearner(self.dataset(task.shards), features, task.config, task.streams())
         key = (task.shards, task.features, task.config)
         if self._frozen is None or self._frozen[0] != key:
             features = open_features(task.features)

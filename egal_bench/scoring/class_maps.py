@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from egal_bench.models.heads import Head
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_bench.scoring.batches import steps_over
+from egal_bench.strategies.pool import MapBatch
 from egal_kernels import PackedRoi
 
 
@@ -42,9 +44,25 @@ def class_maps(network: Network, dataset: Dataset, positions: np.ndarray, config
     """Return the class maps of the samples at `positions`, by `network` in evaluation mode on `device`."""
 
     def step(images: Tensor, roi: PackedRoi) -> dict[str, Tensor]:
-        with autocast(device, config.precision):
-            maps = network.features(images)
-        return class_maps_of(network.head, maps)
+        return class_maps_of(network.head, _features(network, images, config, device))
 
     parts = list(steps_over(dataset, positions, step, device))
     return ClassMaps(*(np.concatenate([part[name] for part in parts]) for name in ("maps", "predicted")))
+
+
+def feature_maps(
+    network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str
+) -> Iterator[MapBatch]:
+    """Yield the feature maps and class maps of the samples at `positions`, by `network` in evaluation mode."""
+
+    def step(images: Tensor, roi: PackedRoi) -> dict[str, Tensor]:
+        maps = _features(network, images, config, device)
+        return {"maps": maps.float(), "class_maps": class_maps_of(network.head, maps)["maps"]}
+
+    return (MapBatch(**batch) for batch in steps_over(dataset, positions, step, device))
+
+
+def _features(network: Network, images: Tensor, config: Config, device: str) -> Tensor:
+    """Return the feature maps [B, C, h, w] in the precision of `config`."""
+    with autocast(device, config.precision):
+        return network.features(images)

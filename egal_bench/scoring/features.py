@@ -16,6 +16,7 @@ from torch import Tensor
 from egal_bench.console import console
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError, brief
+from egal_bench.models.devices import device_kind
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_bench.scoring.batches import steps_over
@@ -39,9 +40,11 @@ class Features:
     roi: np.ndarray
 
 
-def identity(dataset: Dataset, backbone: str, weights_digest: str, size: int | None, precision: str = "float32") -> str:
-    """Return the name of a folder of features: it changes with images, trunk, input size and precision."""
-    parts = [dataset.shards.manifest.sha256, backbone, weights_digest, size, precision]
+def identity(
+    dataset: Dataset, backbone: str, weights_digest: str, size: int | None, precision: str, device: str
+) -> str:
+    """Return the name of a folder of features: images, trunk, input size, precision and kind of device decide it."""
+    parts = [dataset.shards.manifest.sha256, backbone, weights_digest, size, precision, device_kind(device)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

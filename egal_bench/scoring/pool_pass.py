@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
-from egal_bench.models.heads import LinearHead
+from egal_bench.models.heads import Head, LinearHead
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_bench.models.weights import digest_of
@@ -93,8 +93,12 @@ def scorer(network: Network, config: Config, device: str, *, needs: Collection[s
 
 def explained(network: Network, maps: Tensor, roi: PackedRoi, config: Config) -> Acquisition:
     """Return the Acquisition of feature maps [B, C, h, w], explained by the network's head for the predicted class."""
+    return explained_by(network.head, maps, roi, config)
+
+
+def explained_by(head: Head, maps: Tensor, roi: PackedRoi, config: Config) -> Acquisition:
+    """Return the Acquisition of feature maps [B, C, h, w], explained by `head` for the predicted class."""
     measure = partial(acquire, threshold=config.threshold, convention=config.explain_convention)
-    head = network.head
     if isinstance(head, LinearHead):
         return measure(maps, head.weight, head.bias, roi)
     pooled = maps.mean((2, 3), dtype=torch.float32)

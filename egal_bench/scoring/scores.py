@@ -30,14 +30,12 @@ class Scores:
         entropy: float [N], nats.
         overlap: overlap of the Grad-CAM with the ROI; None where the ROIs were not looked at.
         features: float32 [N, C], pooled; None where they were not asked for.
-        draws: float [N, T, K], logits of T stochastic heads; None where they were not asked for.
     """
 
     logits: np.ndarray
     entropy: np.ndarray
     overlap: Overlap | None = None
     features: np.ndarray | None = None
-    draws: np.ndarray | None = None
 
 
 def as_rows(acquisition: Acquisition) -> Tensor:

@@ -7,12 +7,25 @@ import warnings
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from egal_bench.strategies.distances import as_float32
+from egal_bench.strategies.distances import as_float32, squared_norms
+from egal_bench.strategies.pool import Pool
 
 FIT_ROWS = 20_000  # rows that the centres are fitted to: a random part of a larger pool, so that memory is bounded
 FEW = 50  # clusters; beyond, the batch variant is used, as in the code of TypiClust
 BATCH = 5000  # rows of a step of the batch variant
 INIT_ROWS = 3000  # rows from which the batch variant draws its first centres, since that takes longest
+
+
+def finite_rows(pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of `pool` that distances are defined for, and the order in which ties are resolved.
+
+    Returns:
+        The features of the labelled samples that are finite, float [L, C]; the indices of all pool samples in tie
+        order, int [N]; and those of the samples whose features are finite, in the same order, int [M].
+    """
+    labelled = pool.labelled_features[np.isfinite(pool.labelled_features).all(axis=1)]
+    order = np.argsort(pool.tie_order)
+    return labelled, order, order[np.isfinite(squared_norms(pool.features, pool.config.threads))[order]]
 
 
 def cluster_centres(

@@ -23,7 +23,7 @@ def nearest(rows, centres, squared, which):
     """
     number = len(centres)
     for i in range(len(rows)):
-        row, best, found = rows[i], np.inf, 0
+        row, best, centre = rows[i], np.inf, 0
         j = 0
         while j + 4 <= number:
             a, b, c, d = centres[j], centres[j + 1], centres[j + 2], centres[j + 3]
@@ -36,13 +36,13 @@ def nearest(rows, centres, squared, which):
                 sum_c += to_c * to_c
                 sum_d += to_d * to_d
             if sum_a < best:
-                best, found = sum_a, j
+                best, centre = sum_a, j
             if sum_b < best:
-                best, found = sum_b, j + 1
+                best, centre = sum_b, j + 1
             if sum_c < best:
-                best, found = sum_c, j + 2
+                best, centre = sum_c, j + 2
             if sum_d < best:
-                best, found = sum_d, j + 3
+                best, centre = sum_d, j + 3
             j += 4
         while j < number:
             a, sum_a = centres[j], 0.0
@@ -50,9 +50,9 @@ def nearest(rows, centres, squared, which):
                 to_a = np.float64(row[k]) - a[k]
                 sum_a += to_a * to_a
             if sum_a < best:
-                best, found = sum_a, j
+                best, centre = sum_a, j
             j += 1
-        squared[i], which[i] = best, found
+        squared[i], which[i] = best, centre
 
 
 @njit(

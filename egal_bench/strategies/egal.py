@@ -35,6 +35,12 @@ Roi = Annotated[
         "information is gone"
     ),
 ]
+PerClass = Annotated[
+    bool,
+    Field(
+        description="oracle: equal numbers of the best by score are bought of each true class, as in the author's code"
+    ),
+]
 PARAMETER_NEEDS = {"roi": "shuffled-roi"}  # the pass over the pool then scores with shuffled ROIs
 
 
@@ -53,15 +59,17 @@ def egal(
     return spread(pool, ranking, diverse * pool.budget) if diverse else ranking
 
 
-@strategy("egal-convex", needs={"roi"}, groups={"egal"})
+@strategy("egal-convex", needs={"roi"}, parameter_needs={"per_class": "pool-labels"}, groups={"egal"})
 def egal_convex(
-    pool: Pool, *, convex_lambda: ConvexLambda = 0.3, empty_roi: EmptyRoi = "mean", normalise: Scale = "raw"
-) -> Query:
+    pool: Pool, *, convex_lambda: ConvexLambda = 0.3, empty_roi: EmptyRoi = "mean", normalise: Scale = "raw",
+    per_class: PerClass = False,
+) -> Query:  # fmt: skip
     """EG-AL as in its author's code: lambda*H + (1-lambda)*D with --convex-lambda."""
     misalignment = fill_empty(pool.overlap.misalignment, empty_roi)
-    return pool.rank(
+    ranking = pool.rank(
         convex_lambda * scaled(pool.entropy, normalise) + (1 - convex_lambda) * scaled(misalignment, normalise)
     )
+    return best_of_each_class(ranking, pool.labels, len(pool.classes), pool.budget) if per_class else ranking
 
 
 @strategy(
@@ -107,3 +115,23 @@ def spread(pool: Pool, ranking: Query, number: int) -> Query:
     scores[ranking.indices] = ranking.scores
     indices = followed_by_rest(best[centres], ranking.indices)
     return Query(indices, scores[indices])
+
+
+def best_of_each_class(ranking: Query, labels: np.ndarray, classes: int, budget: int) -> Query:
+    """Return `ranking` with the best budget/K samples of each class first, all in their order.
+
+    The remainder of the division, and what a class with fewer samples leaves over, goes to the best of the others.
+    Samples without score come last.
+
+    Args:
+        ranking: the whole pool.
+        labels: int [N], the true classes.
+        classes: K.
+        budget: labels that the query buys.
+    """
+    ranked_labels = np.where(np.isnan(ranking.scores), -1, labels[ranking.indices])
+    first = np.concatenate([np.flatnonzero(ranked_labels == label)[: budget // classes] for label in range(classes)])
+    others = np.setdiff1d(np.arange(len(ranked_labels)), first)
+    bought = np.sort(np.concatenate([first, others[: budget - len(first)]]))
+    order = followed_by_rest(bought, np.arange(len(ranked_labels)))
+    return Query(ranking.indices[order], ranking.scores[order])

@@ -10,16 +10,14 @@ from egal_bench.strategies.declaration import Strategy
 def described(strategy: Strategy) -> list[str]:
     """Return one line per parameter of `strategy`: name, default, bounds, meaning and the flag that sets it."""
     lines = []
-    schema = strategy.parameters.model_json_schema()["properties"] if strategy.parameters.model_fields else {}
+    schemas = strategy.parameters.model_json_schema()["properties"] if strategy.parameters.model_fields else {}
     for name, field in strategy.parameters.model_fields.items():
-        about = schema[name]
-        choices = " | ".join(map(str, about.get("enum", ())))
-        lower, upper = (
-            about.get("minimum", about.get("exclusiveMinimum")),
-            about.get("maximum", about.get("exclusiveMaximum")),
-        )
+        schema = schemas[name]
+        choices = " | ".join(map(str, schema.get("enum", ())))
+        lower = schema.get("minimum", schema.get("exclusiveMinimum"))
+        upper = schema.get("maximum", schema.get("exclusiveMaximum"))
         bounds = f"{lower:g} to {upper:g}" if upper is not None else f"at least {lower:g}" if lower is not None else ""
         flag = f"; flag --{parameter_name(name)}" if name in STRATEGY_FIELDS else ""
-        kind = choices or bounds or about.get("type", "")
+        kind = choices or bounds or schema.get("type", "")
         lines.append(f"{parameter_name(name)}={field.default} ({kind}{flag}): {field.description or ''}".rstrip(": "))
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,10 @@ from egal_bench.strategies.terms import fill_empty
 # What a strategy may declare in `needs`, and what the declaration lets it read
 NEEDS = {
     "roi": "the overlap of the Grad-CAM with the ROI of every pool sample; each of these ROIs counts as a mask",
+    "labelled-roi": "the ROIs of the labelled samples alone; each of these ROIs counts as a mask",
     "features": "the pooled features of the pool and of the labelled samples",
-    "draws": "the logits of the pool from stochastic heads, such as those of bootstrap resamples or dropout",
+    "maps": "the feature maps and class maps of the pool and of the labelled samples, batch by batch",
+    "draws": "the logits of the pool from stochastic heads: of bootstrap resamples (frozen) or of dropout (finetune)",
     "shuffled-roi": "with `roi`: the overlap with the ROI of another pool sample, drawn at random",
     "pool-labels": "the true labels of the pool: an oracle, for controls only",
 }
@@ -51,6 +53,33 @@ class Overlap:
 
 
 @dataclass(frozen=True, eq=False)
+class MapBatch:
+    """The feature maps of B consecutive samples.
+
+    Attributes:
+        maps: float32 [B, C, h, w].
+        class_maps: float32 [B, h, w], Σ_c alpha_c·A_c of the predicted class; Grad-CAM is its positive part.
+    """
+
+    maps: np.ndarray
+    class_maps: np.ndarray
+
+
+class MapStream:
+    """The feature maps of samples, in batches. Every iteration is a new pass, since they need not fit into memory.
+
+    Args:
+        start: starts a pass.
+    """
+
+    def __init__(self, start: Callable[[], Iterable[MapBatch]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[MapBatch]:
+        return iter(self._start())
+
+
+@dataclass(frozen=True, eq=False)
 class Pool:
     """The N unlabelled samples and the L labelled ones, as a strategy sees them. All arrays are read-only.
 
@@ -60,6 +89,7 @@ class Pool:
         entropy: float [N], of the predicted distribution, nats.
         labelled_keys: str [L], in the order of labelling, as all `labelled_…` arrays are.
         labelled_labels: int [L], the classes that the oracle has revealed.
+        labelled_groups: str [L], the group (patient) of each labelled sample.
         groups: str [N], the group (patient) of each pool sample; "" where the data set names none.
         classes: names of the K classes.
         round: number of this query, 1 for the first.
@@ -69,7 +99,8 @@ class Pool:
         config: the settings of the comparison.
         needs: what the strategy has declared.
         name: the strategy's name, for messages.
-        private: what only a declaration opens: "overlap", "features", "labelled_features", "draws", "labels".
+        private: what only a declaration opens: "overlap", "labelled_roi", "features", "labelled_features", "maps",
+            "labelled_maps", "draws", "labels".
     """
 
     keys: np.ndarray
@@ -77,6 +108,7 @@ class Pool:
     entropy: np.ndarray
     labelled_keys: np.ndarray
     labelled_labels: np.ndarray
+    labelled_groups: np.ndarray
     groups: np.ndarray
     classes: tuple[str, ...]
     round: int
@@ -133,6 +165,21 @@ class Pool:
         return self._declared("features", "labelled_features")
 
     @property
+    def labelled_roi(self) -> np.ndarray:
+        """Return the ROIs of the labelled samples, bool [L, H, W]; all False without ROI. Needs "labelled-roi"."""
+        return self._declared("labelled-roi", "labelled_roi")
+
+    @property
+    def maps(self) -> MapStream:
+        """Return the feature maps of the pool, in its order, as a MapStream. Needs "maps"."""
+        return self._declared("maps", "maps")
+
+    @property
+    def labelled_maps(self) -> MapStream:
+        """Return the feature maps of the labelled samples, in their order, as a MapStream. Needs "maps"."""
+        return self._declared("maps", "labelled_maps")
+
+    @property
     def draws(self) -> np.ndarray:
         """Return the logits of the pool from T stochastic heads, float [N, T, K]. Needs "draws"."""
         return self._declared("draws", "draws")
@@ -163,6 +210,4 @@ class Pool:
                 f"strategy {self.name!r} reads what it does not declare: add {need!r} to its needs, "
                 "so that its cost is counted"
             )
-        if self.private.get(value) is None:
-            raise BenchError(f"strategy {self.name!r} needs {need!r}, which no regime gives yet")
         return self.private[value]

@@ -23,8 +23,8 @@ from pydantic import Field
 from threadpoolctl import threadpool_limits
 
 from egal_bench.strategies.balls import Balls
-from egal_bench.strategies.clusters import cluster_centres
-from egal_bench.strategies.distances import nearest, squared_norms
+from egal_bench.strategies.clusters import cluster_centres, finite_rows
+from egal_bench.strategies.distances import nearest
 from egal_bench.strategies.pool import Pool
 from egal_bench.strategies.query import Query
 from egal_bench.strategies.registry import strategy
@@ -50,9 +50,7 @@ def probcover(pool: Pool, *, delta: Delta = 0.0, purity: Purity = 0.95) -> Query
     The score is the number of samples that a choice covers. Samples whose features are not finite come last.
     """
     features, threads = pool.features, pool.config.threads
-    labelled = pool.labelled_features[np.isfinite(pool.labelled_features).all(axis=1)]
-    order = np.argsort(pool.tie_order)
-    members = order[np.isfinite(squared_norms(features, threads))[order]]
+    labelled, order, members = finite_rows(pool)
     if not len(members):
         return Query(order, np.full(len(pool), np.nan))
     radius = delta or pure_radius(pool, labelled, members, purity)
@@ -69,10 +67,10 @@ def probcover(pool: Pool, *, delta: Delta = 0.0, purity: Purity = 0.95) -> Query
         covers = balls.within(best) & uncovered
         uncovered &= ~covers
         gains -= balls.counts(covers)
-    rest = pool.rng.permutation(members[~np.isin(members, chosen)])
-    ranked = np.concatenate([np.array(chosen, np.int64), rest])
+    others = pool.rng.permutation(members[~np.isin(members, chosen)])
+    ranked = np.concatenate([np.array(chosen, np.int64), others])
     nothing_to_score = np.full(len(pool) - len(ranked), np.nan)
-    return Query(followed_by_rest(ranked, order), np.concatenate([scores, np.zeros(len(rest)), nothing_to_score]))
+    return Query(followed_by_rest(ranked, order), np.concatenate([scores, np.zeros(len(others)), nothing_to_score]))
 
 
 def pure_radius(pool: Pool, labelled: np.ndarray, members: np.ndarray, purity: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +18,14 @@ class Query:
         indices: int [M], distinct, best first, M at least the budget.
         scores: float64 [M], the score with which each sample was chosen; NaN where there was none.
         tied: bool [M], whether some sample that `checked` has cut off has the same score.
+        terms: parts of the score by name, float [N] over the whole pool, for the record alone;
+            "predicted_misalignment" is the D that a strategy has predicted.
     """
 
     indices: np.ndarray
     scores: np.ndarray
     tied: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    terms: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def checked(cls, answer: object, name: str, budget: int, size: int) -> Query:
@@ -33,8 +37,9 @@ class Query:
         Raises:
             BenchError: the indices are too few, no integers, repeated or outside the pool, or the scores do not fit.
         """
+        terms: Mapping[str, np.ndarray] = {}
         if isinstance(answer, cls):
-            indices, scores = np.asarray(answer.indices), np.asarray(answer.scores)
+            indices, scores, terms = np.asarray(answer.indices), np.asarray(answer.scores), answer.terms
         else:
             indices = np.asarray(answer)
             scores = np.full(indices.shape, np.nan)
@@ -51,4 +56,4 @@ class Query:
                 f"for {len(indices)} indices: it must return one number per index (NaN is allowed)"
             )
         scores = scores.astype(np.float64)
-        return cls(indices[:budget].astype(np.int64), scores[:budget], np.isin(scores[:budget], scores[budget:]))
+        return cls(indices[:budget].astype(np.int64), scores[:budget], np.isin(scores[:budget], scores[budget:]), terms)

@@ -17,7 +17,8 @@ from egal_bench.strategies.legacy import from_two_attributes
 from egal_bench.strategies.pool import NEEDS
 
 BUILT_IN_MODULES = (
-    "random_sampling", "uncertainty", "bald", "kcenter", "badge", "typiclust", "probcover", "egal", "controls",
+    "random_sampling", "uncertainty", "bald", "kcenter", "badge", "typiclust", "probcover", "egal",
+    "egal_predicted", "controls",
 )  # fmt: skip
 GROUPS = ("baselines", "uncertainty", "diversity", "egal", "controls")
 _REGISTERED: dict[str, Strategy] = {}

@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from egal_bench.strategies.clusters import cluster_centres
-from egal_bench.strategies.distances import nearest, squared_norms
+from egal_bench.strategies.clusters import cluster_centres, finite_rows
+from egal_bench.strategies.distances import nearest
 from egal_bench.strategies.pool import Pool
 from egal_bench.strategies.query import Query
 from egal_bench.strategies.registry import strategy
@@ -35,9 +35,7 @@ def typiclust(pool: Pool) -> Query:
     The score is the typicality. Samples whose features are not finite come last.
     """
     features, threads = pool.features, pool.config.threads
-    labelled = pool.labelled_features[np.isfinite(pool.labelled_features).all(axis=1)]
-    order = np.argsort(pool.tie_order)
-    usable = order[np.isfinite(squared_norms(features, threads))[order]]
+    labelled, order, usable = finite_rows(pool)
     if not len(usable):
         return Query(order, np.full(len(pool), np.nan))
     number = min(len(labelled) + pool.budget, MAX_CLUSTERS)

@@ -23,7 +23,7 @@ def environment(datasets: Iterable[Dataset], device: str, precision: str) -> dic
 
     return {
         "egal_bench": __version__,
-        "git_commit": _commit(),
+        "git_commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -48,7 +48,7 @@ def hardware(device: str) -> dict[str, Any]:
         "versions": {"egal-bench": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES}
         | {"cuda": torch.version.cuda or torch.version.hip},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -59,7 +59,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the commit of this package's checkout, with "+" where files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
     try:

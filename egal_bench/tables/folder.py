@@ -16,6 +16,7 @@ from egal_bench.tables.files import as_table, part, read, read_record, run_of, w
 from egal_bench.tables.locks import FOLDER as LOCKS
 from egal_bench.tables.locks import Lock, try_lock
 from egal_bench.tables.schemas import OPTIONAL, SCHEMAS
+from egal_bench.tables.writing import patiently
 
 EARLIER: dict[str, Any] = {"config_hash": "", "settings": {"numbers": 1}, "last_round": -1}
 RunTables = dict[str, list[dict[str, Any]]]  # rows of each table, without the columns that name the run
@@ -37,10 +38,15 @@ class ResultsFolder:
     """The folder at `path`.
 
     The record of a run is a dict. Every file of the run carries `config_hash` and `settings` (see tables/settings.py)
-    and `last_round`. The file of `rounds`, which holds timings, also says where they come from: `shards`, `hardware`.
+    and `last_round`. The file of `rounds`, which holds timings, also has
+    `shards`, `hardware` and `needs`: the shard set, the machine, and what the strategy reads.
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        # A folder that exists now and is absent later is away: it must not be made again where it should be mounted.
+        object.__setattr__(self, "_existed", self.path.is_dir())
 
     @classmethod
     def create(cls, path: Path) -> ResultsFolder:
@@ -118,7 +124,15 @@ class ResultsFolder:
 
         All files are written under temporary names first. `rounds` is renamed last; whoever is killed between two
         renames leaves tables with different records, which `record` takes for an absent run.
+
+        Raises:
+            BenchError: the disk is full, or the file system stays away; see `patiently`. The old tables remain.
         """
+        if not self._existed:  # type: ignore[attr-defined]
+            self.path.mkdir(parents=True, exist_ok=True)
+        patiently(self.path, lambda: self._write(run, tables, record))
+
+    def _write(self, run: RunName, tables: Mapping[str, list[dict[str, Any]]], record: Mapping[str, Any]) -> None:
         with ExitStack() as renames:  # the last entered is renamed first
             for table in ("rounds", *(name for name in SCHEMAS if name != "rounds")):
                 path = self.part(table, run)
@@ -135,7 +149,7 @@ class ResultsFolder:
 
         What a killed process may have left half-written of the run is removed.
         """
-        lock = try_lock(self.path, str(run))
+        lock = patiently(self.path, lambda: try_lock(self.path, str(run)))
         if lock is not None:
             for table in SCHEMAS:
                 for leftover in self.part(table, run).parent.glob(".*.part.parquet"):

@@ -21,7 +21,7 @@ from egal_bench.tables.settings import comparable
 def load(path: str | Path, settings: str | None = None) -> dict[str, pd.DataFrame]:
     """Return the tables of a results folder as DataFrames: columns as SCHEMAS, sorted by run and round.
 
-    "predictions" and "explanations" are present where the comparison has kept them.
+    "predictions", "explanations" and "pool" are present where the comparison has kept them.
 
     Args:
         path: the folder that a comparison wrote, such as runs/NAME.

@@ -1,20 +1,49 @@
-"""The command line as a user calls it: in a process of its own."""
+"""The command line as a user calls it: in a process of its own, with output in pipes or files."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-EGAL_BENCH = os.environ.get("LEAD_EB") or str(Path(sys.executable).with_name("egal-bench"))
+EGAL_BENCH = str(Path(sys.executable).with_name("egal-bench"))
 
 
 def egal_bench(*words, cwd: Path, status: int | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Return the finished process of `egal-bench WORDS` in the folder `cwd`, which must end with `status` if given."""
+    """Return the finished process of `egal-bench WORDS` in the folder `cwd`, which must end with `status` if given.
+
+    The process is forked from one that has imported everything. With variables of the environment, which Python and
+    libraries read when they start, it is a fresh one.
+    """
     command = [EGAL_BENCH, *map(str, words)]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
+    if environment:
+        process = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
+    else:
+        process = _forked(command, cwd)
     assert status in (None, process.returncode), process.stdout + process.stderr
     return process
+
+
+def _forked(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    """Return the finished process of a command that the server has forked."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / name for name in ("stdout", "stderr")}
+        server, paths = _server(), {name: str(file) for name, file in files.items()}
+        request = {"words": command[1:], "cwd": str(cwd), "environment": dict(os.environ), **paths}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        output, errors = (file.read_text() for file in files.values())
+    return subprocess.CompletedProcess(command, status, output, errors)
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    """Return the process that forks commands; it ends with its stdin, and so with this process."""
+    script = Path(__file__).with_name("command_server.py")
+    return subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def json_of(process: subprocess.CompletedProcess) -> dict:

@@ -9,6 +9,7 @@ from textwrap import dedent
 import pytest
 
 from bench.command_line import egal_bench
+from bench.ray_nodes import ray_cluster  # noqa: F401, a fixture
 from bench.tiny import FLAGS
 
 

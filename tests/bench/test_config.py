@@ -45,6 +45,9 @@ def test_paper_preset_spends_570_labels():
         ({"empty_roi": "skip"}, "--empty-roi: .*'zero', 'mean' or 'exclude'"),
         ({"explain_convention": "gradcam"}, "--explain-convention: .*did you mean 'grad-cam'"),
         ({"device": "cuda:first"}, "--device: "),
+        ({"ray_address": "head:6379"}, "--ray-address: belongs to --engine ray"),
+        ({"engine": "ray", "ray_address": "http://user:secret@head"}, "--ray-address: "),
+        ({"engine": "ray", "gpus_per_run": "2"}, "--gpus-per-run: .*less than or equal to 1"),
         ({"buget": "3"}, "unknown field 'buget': did you mean 'budget'"),
     ],
 )

@@ -1,12 +1,11 @@
 "use strict";
+// The learning curves, their controls and their numbers, and the slider of the galleries.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { data, asText, fill } = report;
   const form = document.getElementById("controls"), chart = document.getElementById("curves");
   const described = document.getElementById("described"), numbers = document.getElementById("numbers");
   const hidden = new Map(); // strategy name -> whether it is hidden, kept when the data set changes
 
-  // Plotly reads a few tags and entities in its texts; names are text and nothing else.
-  const asText = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const known = (values) => values.filter((v) => v !== null);
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
   const sd = (values) => {
@@ -14,7 +13,6 @@
     const m = mean(values);
     return Math.sqrt(values.reduce((a, b) => a + (b - m) ** 2, 0) / (values.length - 1));
   };
-  const fill = (select, options) => options.forEach(([value, text]) => select.add(new Option(text, value)));
 
   fill(form.elements.dataset, data.datasets.map((d, i) => [i, d.name]));
   fill(form.elements.metric, data.metrics.map((m) => [m.id, m.label]));
@@ -24,6 +22,7 @@
     return;
   }
 
+  const redraw = report.whenVisible(chart, draw);
   const dataset = () => data.datasets[Number(form.elements.dataset.value)];
   const isHidden = (s) => hidden.has(s.name) ? hidden.get(s.name) : !s.shown;
   const styleOf = (s, text) => ({ color: s.colour || text, dash: s.dash, width: 2 });
@@ -35,7 +34,7 @@
       const label = document.createElement("label"), input = document.createElement("input");
       input.type = "checkbox";
       input.checked = !isHidden(s);
-      input.addEventListener("change", () => { hidden.set(s.name, !input.checked); draw(); });
+      input.addEventListener("change", () => { hidden.set(s.name, !input.checked); redraw(); });
       const dashes = { solid: "", dash: "6 4", dot: "2 3", dashdot: "6 3 2 3", longdash: "10 4", longdashdot: "10 3 2 3" };
       const swatch = document.createElementNS("http:\/\/www.w3.org/2000/svg", "svg");
       const line = document.createElementNS("http:\/\/www.w3.org/2000/svg", "line");
@@ -88,9 +87,7 @@
   function draw(light) {
     const [metric, x, spread, view] = ["metric", "x", "spread", "view"].map((name) => form.elements[name].value);
     const about = data.metrics.find((m) => m.id === metric), set = dataset();
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name, print) => (light === true ? print : style.getPropertyValue(name).trim());
-    const text = colour("--text", "#000000"), line = colour("--line", "#bbbbbb");
+    const colours = report.theme(light), text = colours.text;
     const strategies = set.strategies.filter((s) => !isHidden(s) && !(view === "difference" && s.baseline));
     const traces = [], rows = [];
     for (const s of strategies) {
@@ -108,13 +105,10 @@
         (spread !== "iqm" && sums.low[r] !== null ? " ± " + (c - sums.low[r]).toFixed(2) :
           spread === "iqm" && sums.low[r] !== null ? " (" + sums.low[r].toFixed(2) + " to " + sums.high[r].toFixed(2) + ")" : "")))]);
     }
-    const axis = { gridcolor: line, zerolinecolor: view === "difference" ? text : line, automargin: true };
     const words = about.label + (about.factor === 100 ? ", %" : "") + (view === "difference" ? ", minus " + data.baseline : "");
-    Plotly.react(chart, traces, {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif" },
-      margin: { l: 50, r: 10, t: 10, b: 45 }, xaxis: { ...axis, title: { text: x === "labels" ? "labels" : "masks looked at" } },
-      yaxis: { ...axis, title: { text: asText(words) } }, hovermode: "closest",
-    }, { displaylogo: false, responsive: true });
+    const layout = report.layout(colours, x === "labels" ? "labels" : "masks looked at", asText(words));
+    if (view === "difference") layout.yaxis.zerolinecolor = text;
+    report.plotly().react(chart, traces, layout, report.settings);
     const kind = { sd: "mean ± standard deviation", iqm: "interquartile mean and its 95 % interval", seeds: "each seed" }[spread];
     const sentence = set.name + ": " + words + " against " + x + ", " + kind + ", " + strategies.length + " of " + set.strategies.length + " strategies.";
     described.textContent = sentence;
@@ -133,29 +127,16 @@
     }
   }
 
-  form.addEventListener("submit", (event) => event.preventDefault());
   for (const select of form.querySelectorAll("select")) {
-    select.addEventListener("change", () => { if (select.name === "dataset") listStrategies(); draw(); });
+    select.addEventListener("change", () => { if (select.name === "dataset") listStrategies(); redraw(); });
   }
   for (const button of form.querySelectorAll("button")) {
     button.addEventListener("click", () => {
       dataset().strategies.forEach((s) => hidden.set(s.name, !button.dataset.all));
       listStrategies();
-      draw();
+      redraw();
     });
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
-  const closed = () => [...document.querySelectorAll("details:not([open])")];
-  let opened = [];
-  addEventListener("beforeprint", () => {
-    opened = closed();
-    opened.forEach((details) => { details.open = true; });
-    draw(true);
-  });
-  addEventListener("afterprint", () => {
-    opened.forEach((details) => { details.open = false; });
-    draw();
-  });
   const opacity = document.getElementById("opacity");
   if (opacity) {
     opacity.addEventListener("input", () => {
@@ -163,5 +144,4 @@
     });
   }
   listStrategies();
-  draw();
 })();

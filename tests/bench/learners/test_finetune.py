@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
 from bench.networks import small_cnn
@@ -12,6 +14,7 @@ from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError
 from egal_bench.learners.finetune import FinetuneLearner
+from egal_bench.learners.learner import DRAWS
 from egal_shards import ShardSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,8 +155,46 @@ def test_only_a_warm_start_begins_with_the_last_rounds_weights(dataset, warm):
 
 def test_fit_returns_the_samples_whose_rois_it_used(dataset):
     labelled = dataset.pool[:30]
-    assert learner(dataset, steps=1).fit(labelled, 0).tolist() == []
-    assert learner(dataset, steps=1, explain_loss=0.1).fit(labelled, 0).tolist() == labelled.tolist()
-    partly = learner(dataset, steps=1, explain_loss=0.1, early_stop=0.2).fit(labelled, 0)
+    assert learner(dataset, steps=1).fit(labelled, 0).rois.tolist() == []
+    assert learner(dataset, steps=1, explain_loss=0.1).fit(labelled, 0).rois.tolist() == labelled.tolist()
+    partly = learner(dataset, steps=1, explain_loss=0.1, early_stop=0.2).fit(labelled, 0).rois
     assert 20 < len(partly) < 30
     assert np.isin(partly, labelled).all()
+
+
+def test_fit_measures_plain_loss_and_accuracy_after_the_last_step(dataset):
+    labelled, labels = dataset.pool[:70], dataset.labels[dataset.pool[:70]]
+    trained = learner(dataset, steps=7, explain_loss=1.0, class_balance=True)
+    fit = trained.fit(labelled, 0)
+    logits = trained.score(labelled, set()).logits.astype(np.float64)
+    assert fit.loss == pytest.approx(log_loss(labels, softmax(logits, axis=1)), rel=1e-4)
+    assert fit.accuracy == np.mean(logits.argmax(1) == labels)
+    assert fit.steps == 7
+
+
+def test_maps_are_those_of_the_network_with_the_class_map_of_the_prediction(dataset):
+    fitted, positions = learner(dataset), dataset.pool[::-1][:40]
+    batches = list(fitted.maps(positions))
+    assert [len(batch.maps) for batch in batches] == [32, 8]
+    maps, class_maps = (np.concatenate([getattr(b, name) for b in batches]) for name in ("maps", "class_maps"))
+    images = torch.from_numpy(np.stack([dataset.shards[int(i)].image for i in positions]))
+    with torch.no_grad():
+        want = fitted.network.features(images)
+    np.testing.assert_allclose(maps, want.numpy(), atol=1e-5)
+    np.testing.assert_allclose(class_maps, fitted.class_maps(positions).maps, rtol=1e-5, atol=1e-6)
+
+
+def test_draws_are_the_head_behind_one_dropout_mask_each(dataset):
+    fitted = learner(dataset, head_dropout=0.4)
+    features = fitted.score(dataset.test, {"features"}).features
+    draws = fitted.draws(features, np.random.default_rng(3))
+    masks = (np.random.default_rng(3).random((DRAWS, features.shape[1]), np.float32) >= 0.4) / 0.6
+    head = fitted.network.head
+    weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
+    np.testing.assert_allclose(draws, np.einsum("nc,tc,kc->ntk", features, masks, weight) + bias, atol=1e-4)
+
+
+def test_rois_are_those_of_the_shards(dataset):
+    positions = np.r_[dataset.test[:5], dataset.pool[::-1][:70]]
+    want = np.stack([dataset.shards[int(i)].roi for i in positions])
+    np.testing.assert_array_equal(dataset.rois(positions), want)

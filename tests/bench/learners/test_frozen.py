@@ -5,11 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from egal_bench.config import Config
 from egal_bench.errors import BenchError
 from egal_bench.learners import frozen
 from egal_bench.learners.frozen import FrozenLearner
+from egal_bench.learners.learner import DRAWS
 from egal_bench.learners.logistic import logistic_regression
 from egal_bench.scoring.features import Features
 from egal_kernels import pack_roi
@@ -39,7 +43,7 @@ def learner() -> FrozenLearner:
 
 def test_folded_head_is_the_head_on_standardised_features(learner):
     labelled = np.array([0, 5, 7, 9, 11, 20, 22, 25])
-    assert learner.fit(labelled, 0).tolist() == []  # it has used no ROI
+    learner.fit(labelled, 0)
     pooled = learner.cached.maps.astype(np.float64).mean((2, 3))
     deviation = pooled[learner.dataset.pool].std(0)
     deviation[4] = 1.0
@@ -49,6 +53,17 @@ def test_folded_head_is_the_head_on_standardised_features(learner):
     np.testing.assert_allclose(scores.logits, z @ weight.T + bias, atol=5e-3)
     p = torch.softmax(torch.from_numpy(scores.logits).double(), 1)
     np.testing.assert_allclose(scores.entropy, torch.special.entr(p).sum(1).numpy(), atol=1e-6)
+
+
+def test_fit_measures_the_head_on_the_labelled_samples(learner):
+    labelled = np.arange(25)
+    fit = learner.fit(labelled, 0)
+    assert fit.rois.tolist() == []
+    assert fit.steps == 0
+    logits, labels = learner.score(labelled, set()).logits.astype(np.float64), learner.dataset.labels[labelled]
+    assert fit.loss == pytest.approx(log_loss(labels, softmax(logits, axis=1)), rel=1e-3)
+    assert fit.accuracy == np.mean(logits.argmax(1) == labels)
+    assert 0.3 < fit.accuracy < 1
 
 
 def test_scores_hold_what_is_needed_and_no_more(learner):
@@ -92,3 +107,34 @@ def test_sample_that_is_not_finite_is_named(learner, needs):
     learner.fit(np.arange(12), 0)
     with pytest.raises(BenchError, match=r"packed from 17.png: sample 'k17': the network's output is NaN"):
         learner.score(np.arange(40), needs)
+
+
+def test_draws_are_heads_of_scikit_learn_on_bootstrap_resamples(learner):
+    labelled = np.arange(28)
+    learner.fit(labelled, 0)
+    draws = learner.draws(learner.cached.pooled, np.random.default_rng(5))
+    assert draws.shape == (40, DRAWS, 3)
+    z = (learner.cached.pooled - learner.mean) / learner.scale
+    rng, labels = np.random.default_rng(5), learner.dataset.labels[labelled]
+    for t in range(3):
+        rows = rng.integers(0, 28, 28)
+        peer = LogisticRegression(C=1 / (0.05 * 28), tol=1e-10, max_iter=10_000).fit(z[rows], labels[rows])
+        np.testing.assert_allclose(softmax(draws[:, t], axis=1), peer.predict_proba(z), atol=1e-4)
+
+
+def test_draws_survive_a_resample_without_some_class(learner):
+    learner.fit(np.arange(4), 0)
+    draws = learner.draws(learner.cached.pooled, np.random.default_rng(0))
+    assert np.isfinite(draws).all()
+
+
+def test_maps_are_the_cached_ones_with_the_class_map_of_the_prediction(learner, monkeypatch):
+    monkeypatch.setattr(frozen, "CHUNK", 7)
+    learner.fit(np.arange(20), 0)
+    positions = np.array([39, 3, 17, 5, 8, 21, 30, 2, 1])
+    batches = list(learner.maps(positions))
+    maps, class_maps = (np.concatenate([getattr(b, name) for b in batches]) for name in ("maps", "class_maps"))
+    np.testing.assert_array_equal(maps, learner.cached.maps[positions].astype(np.float32))
+    predicted = learner.score(positions, set()).logits.argmax(1)
+    want = np.einsum("bc,bchw->bhw", learner.weight[predicted].astype(float), maps.astype(float)) / 9
+    np.testing.assert_allclose(class_maps, want, rtol=1e-4, atol=1e-6)

@@ -14,8 +14,9 @@ from egal_bench.errors import BenchError
 from egal_bench.learners import penalty
 from egal_bench.learners.frozen import FrozenLearner
 from egal_bench.learners.logistic import logistic_regression
-from egal_bench.learners.penalty import FOLDS, GRID, PATIENCE, chosen_penalty, folds_of, held_out_losses
+from egal_bench.learners.penalty import GRID, PATIENCE, chosen_penalty, held_out_losses
 from egal_bench.scoring.features import Features
+from egal_bench.statistics.folds import FOLDS, folds_of
 
 
 def problem(seed, n, channels, classes, signal=1.5):

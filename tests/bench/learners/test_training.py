@@ -13,7 +13,8 @@ from bench.learners.squares import moved_by, squares
 from bench.networks import small_cnn
 from egal_bench.config import Config
 from egal_bench.learners.augmentation import Samples
-from egal_bench.learners.training import Objective, class_weights, train
+from egal_bench.learners.dropout import dropout_mask
+from egal_bench.learners.training import Objective, class_weights, fitted, train
 from egal_bench.models.heads import Head
 from egal_bench.models.network import Network
 from egal_kernels import pack_roi
@@ -42,7 +43,7 @@ def test_training_without_options_is_the_plain_loop_to_the_bit():
     train(network, Samples(images, labels), None, config, np.random.default_rng(3))
 
     rng, steps = np.random.default_rng(3), iter(range(13))
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=5e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=5e-3, weight_decay=1e-2, fused=True)
     for _ in range(5):
         for rows, step in zip(np.array_split(rng.permutation(43), 3), steps, strict=False):
             moves = zip(rows, rng.integers(0, 5, (len(rows), 2)), rng.random(len(rows)) < 0.5, strict=True)
@@ -99,9 +100,43 @@ def test_training_needs_nothing_of_a_head_but_its_protocol():
     config = Config(steps=4, batch_size=20, explain_loss=0.5, class_balance=True)
     linear, hidden = small_cnn(), small_cnn()
     hidden.head = Rescaled(hidden.head)
-    losses = [train(network, samples, None, config, np.random.default_rng(0)) for network in (linear, hidden)]
+    losses = [train(network, samples, None, config, np.random.default_rng(0))[1] for network in (linear, hidden)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     torch.testing.assert_close(hidden.head.inner.weight, linear.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_masks_the_nll_and_leaves_the_explanation_alone():
+    network, (images, labels, masks) = small_cnn().eval(), squares(11)
+    batch, objective = Samples(images, labels, pack_roi(masks)), Objective(0.7, dropout=0.5)
+    mask = dropout_mask((11, 64), 0.5, np.random.default_rng(4))
+    pooled = network.features(images).mean((2, 3))
+    explained = Objective(0.7)(network, batch) - F.cross_entropy(network.head.logits(pooled), labels)
+    expected = F.cross_entropy(network.head.logits(pooled * mask), labels) + explained
+    assert objective(network, batch, np.random.default_rng(4)).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert objective(network, batch).item() == pytest.approx(Objective(0.7)(network, batch).item(), abs=1e-6)
+
+
+def test_training_draws_dropout_anew_in_each_step_from_its_stream():
+    images, labels, _ = squares(30)
+    heads = []
+    for rate in (0.0, 0.5, 0.5):
+        network = small_cnn()
+        config = Config(steps=3, batch_size=15, head_dropout=rate)
+        train(network, Samples(images, labels), None, config, np.random.default_rng(0))
+        heads.append(network.head.weight.detach().clone())
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[1], heads[2])
+
+
+def test_training_until_settled_fits_every_label():
+    images, labels, _ = squares(30)
+    network, samples = small_cnn(), Samples(images, labels)
+    config = Config(steps="auto", batch_size=15, learning_rate=5e-3)
+    steps, _ = train(network, samples, None, config, np.random.default_rng(0))
+    loss, accuracy = fitted(network, samples, "float32")
+    assert accuracy == 1
+    assert loss < 0.1
+    assert 37 < steps < 500
 
 
 def test_batch_without_any_roi_has_the_plain_loss():

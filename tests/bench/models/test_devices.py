@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from egal_bench.config import Config
 from egal_bench.errors import BenchError
 from egal_bench.models.devices import chosen_device, device_kind, out_of_memory
 
@@ -33,7 +35,7 @@ def test_auto_is_the_first_device_that_the_machine_has(machine, cuda, mps, reque
 
 def test_absent_device_is_refused_by_its_flag(machine):
     machine(cuda=0)
-    for requested in ("mps", "cuda", "cuda:0"):
+    for requested in ("mps", "cuda", "cuda:0", "cuda:1"):
         with pytest.raises(BenchError, match=f"--device {requested}: this machine has none"):
             chosen_device(requested)
     machine(cuda=2)
@@ -43,6 +45,12 @@ def test_absent_device_is_refused_by_its_flag(machine):
 
 def test_kind_of_a_device_leaves_out_its_number():
     assert [device_kind(device) for device in ("cpu", "mps", "cuda", "cuda:1")] == ["cpu", "mps", "cuda", "cuda"]
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:x", "cuda:-1", "cuda1", "cpu:0", "mps:0", "CUDA", "gpu", ""])
+def test_device_of_another_form_is_refused(device):
+    with pytest.raises(ValidationError, match="device"):
+        Config(device=device)
 
 
 def test_lack_of_memory_is_told_from_other_errors():

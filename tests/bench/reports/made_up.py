@@ -12,7 +12,7 @@ CLASSES = 3
 def write_results(
     path: Path, *, datasets=("cheng",), strategies=("random", "egal", "entropy"), seeds=range(5), rounds=3, gains=None,
     test_size=30, roi=True, predictions=True, constant=False, settings=None, missing=(), keys="sample {}", noise=0.01,
-    shards=None,
+    shards=None, pool=True,
 ) -> Path:  # fmt: skip
     """Write a results folder whose accuracies are 0.6 + 0.02 · round + the gain of the strategy + noise; return it.
 
@@ -21,6 +21,7 @@ def write_results(
         settings: overrides of the settings in the record of every run.
         missing: (dataset, strategy, seed) of runs to leave out.
         keys: template of the samples' keys.
+        pool: whether the runs have kept this table.
         shards: a ShardSet, whose samples get explanations in the last rounds.
     """
     folder = ResultsFolder(path)
@@ -34,6 +35,8 @@ def write_results(
                 tables = {"rounds": made.rounds(constant), "selections": made.selections()}
                 if predictions:
                     tables["predictions"] = made.predictions()
+                if pool:
+                    tables["pool"] = made.pool(tables["selections"])
                 record = _record(dataset, strategy, rounds, settings or {})
                 if shards is not None:
                     record["shards"], record["settings"]["data"] = str(shards.path), shards.manifest.sha256
@@ -71,7 +74,8 @@ class _Run:
                 | metrics
                 | {
                     "nll": 1.5 - float(accuracy), "ece": 0.1, "test_dice": 0.3 if self.roi else float("nan"),
-                    "test_size": self.size, "train_s": 2.0, "score_s": 1.0 * (r < self.last), "eval_s": 0.5,
+                    "test_size": self.size, "train_loss": 0.02, "train_accuracy": 1.0, "steps": 100,
+                    "train_s": 2.0, "score_s": 1.0 * (r < self.last), "eval_s": 0.5,
                     "pool_size": 500 - 10 * r, "config_hash": "x",
                 }
             )  # fmt: skip
@@ -92,6 +96,21 @@ class _Run:
                     "misalignment": 1 - 2 * hit / (area + 10) if scored else float("nan"),
                     "intersection": hit if scored else -1, "cam_area": 10 if scored else -1, "roi_area": area,
                     "tied": bool(scored and self.run.strategy == "misalignment"),
+                })  # fmt: skip
+        return rows
+
+    def pool(self, selections):
+        """Return 60 samples per query 1, 2, 4, …, those that `selections` names as bought among them."""
+        rows = []
+        for r in (r for r in range(1, self.last + 1) if r & (r - 1) == 0):
+            bought = [row["key"] for row in selections if row["round"] == r]
+            for i, key in enumerate([*bought, *(self.keys.format(f"other {i}") for i in range(50))]):
+                hit, area = i % 4, 5 + i if self.roi and i % 5 else 0
+                d = 1 - hit / (area + 1) if area else float("nan")
+                guess = d + 0.1 * self.rng.normal() if self.run.strategy == "egal-predicted" else float("nan")
+                rows.append({
+                    "round": r, "key": key, "bought": i < len(bought), "entropy": self.rng.random(), "misalignment": d,
+                    "predicted_misalignment": guess, "roi_area": area, "distance": 2.0 + (i < len(bought)),
                 })  # fmt: skip
         return rows
 

@@ -26,8 +26,16 @@ def rewrite(out, run, change):
 
 
 def test_fair_runs_pass_every_check_that_can_be_made(tmp_path):
-    assert set(statuses(write_results(tmp_path)).values()) == {"pass", "unknown"}
-    assert statuses(tmp_path)["Training converged"] == "unknown"
+    assert set(statuses(write_results(tmp_path)).values()) == {"pass"}
+
+
+def test_training_that_stopped_too_early_is_named(tmp_path):
+    out = write_results(tmp_path)
+    for seed in range(2):
+        run = RunName("cheng", "egal", seed)
+        rewrite(out, run, lambda tables, _: [row.update(train_accuracy=0.8) for row in tables["rounds"]])
+    assert statuses(out)["Training converged"] == "fail"
+    assert "% of the rounds of egal the network has fitted less than 95 %" in detail("Training converged", out)
 
 
 def test_another_initial_set_is_found(tmp_path):
@@ -90,3 +98,9 @@ def test_an_oracle_is_flagged(tmp_path):
         pytest.skip("no built-in strategy is an oracle")
     out = write_results(tmp_path, strategies=("random", oracles[0]))
     assert statuses(out)["No oracle among the strategies"] == "fail"
+
+
+def test_prototypes_of_the_last_episode_are_flagged_like_an_oracle(tmp_path):
+    out = write_results(tmp_path, settings={"prototypes": "last-episode"})
+    assert statuses(out)["No oracle among the strategies"] == "fail"
+    assert "--prototypes last-episode" in detail("No oracle among the strategies", out)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.reports.made_up import write_results
-from egal_bench.reports.analysis import Question
+from egal_bench.reports.question import Question
 from egal_bench.reports.report import write_report
 from egal_shards import ShardSet, pack
 from egal_shards.sources import phantom
@@ -53,10 +53,17 @@ def page(browser, report):
     page.on("request", lambda request: messages.append(request.url))
     page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
     page.goto(report.as_uri())
-    page.wait_for_selector("#curves .scatterlayer .trace")
+    show(page, "curves")
+    page.evaluate("scrollTo(0, 0)")
     yield page
     assert [m for m in messages if m != report.as_uri() and not m.startswith(("data:", "blob:"))] == []
     page.close()
+
+
+def show(page, chart):
+    """Scroll to a chart, which is drawn only then."""
+    page.locator(f"#{chart}").scroll_into_view_if_needed()
+    page.wait_for_selector(f"#{chart} .scatterlayer .trace")
 
 
 def drawn(page):
@@ -89,6 +96,27 @@ def test_every_choice_redraws_the_chart(page, name, value):
         assert lines != before[0]
 
 
+@pytest.mark.parametrize(
+    ("chart", "name", "value"),
+    [("pool", "strategy", "entropy"), ("pool", "query", "1"), ("calibration", "strategy", "entropy")],
+)
+def test_every_choice_redraws_a_diagnostic(page, chart, name, value):
+    show(page, chart)
+    points = f"JSON.stringify(document.getElementById('{chart}').data.map((trace) => trace.x))"
+    before, sentence = page.evaluate(points), page.text_content(f"#{chart}-described")
+    page.select_option(f"#{chart}-controls [name={name}]", value)
+    page.wait_for_function(f"(old) => document.getElementById('{chart}-described').textContent !== old", arg=sentence)
+    assert page.evaluate(points) != before
+
+
+def test_charts_out_of_view_cost_nothing(browser, report):
+    page = browser.new_page()
+    page.set_viewport_size({"width": 375, "height": 300})
+    page.goto(report.as_uri())
+    assert page.evaluate("window.Plotly === undefined")
+    page.close()
+
+
 def test_a_strategy_can_be_hidden_by_keyboard(page):
     rows = page.locator("#numbers tbody tr")
     assert rows.count() == 5
@@ -116,6 +144,9 @@ def test_a_phone_needs_no_sideways_scrolling(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     width = "document.querySelector('#curves .main-svg').getBoundingClientRect().width"
     page.wait_for_function(f"() => {width} <= 375")
+    for chart in ("pool", "calibration"):
+        show(page, chart)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
 def test_dark_mode_darkens_page_and_chart(page):
@@ -136,7 +167,7 @@ def test_the_report_prints_to_pdf(page):
 
 def test_every_control_has_a_name_for_a_screen_reader(page):
     names = page.eval_on_selector_all(
-        "select, input, button, svg[role=img], #curves, .scroll",
+        "select, input, button, svg[role=img], #curves, .chart, .scroll",
         "all => all.filter((e) => !e.closest('.plotly')).map((e) => e.getAttribute('aria-label') || "
         "(e.labels && e.labels.length && e.labels[0].textContent) || e.textContent)",
     )

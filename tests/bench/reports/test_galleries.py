@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import shutil
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from bench.reports.made_up import write_results
-from egal_bench.reports.analysis import Question, analyse
+from egal_bench.reports.analysis import analyse
 from egal_bench.reports.galleries import galleries
 from egal_bench.reports.joining import join
+from egal_bench.reports.print_galleries import draw_galleries
+from egal_bench.reports.question import Question
 from egal_shards import ShardSet, pack
 from egal_shards.sources import phantom
 
@@ -52,6 +55,23 @@ def test_the_outline_borders_the_roi(tmp_path, shards):
     scale = len(pixels(sample["roi"])) // len(shards[position].roi)
     assert (y.min() // scale, y.max() // scale) == (rows.min(), rows.max())
     assert (x.min() // scale, x.max() // scale) == (columns.min(), columns.max())
+
+
+def test_galleries_are_printed_for_both_widths_with_embedded_fonts(tmp_path, shards):
+    made, _ = galleries_of(write_results(tmp_path, seeds=[0], shards=shards))
+    names = draw_galleries(made, tmp_path)
+    assert names == [
+        f"gallery_{number}_{kind}_{width}"
+        for number, kind in ((1, "bought"), (2, "tested"))
+        for width in ("one_column", "two_columns")
+    ]
+    for name in names:
+        pdf = (tmp_path / f"{name}.pdf").read_bytes()
+        assert b"/FontFile2" in pdf  # TrueType, embedded
+        inches = float(re.search(rb"/MediaBox \[ 0 0 ([0-9.]+)", pdf)[1]) / 72
+        assert inches == pytest.approx(3.5 if "one" in name else 7.2)
+        pixels = Image.open(tmp_path / f"{name}.png")
+        assert pixels.width == round(200 * inches)
 
 
 @pytest.mark.parametrize(

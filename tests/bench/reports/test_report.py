@@ -12,8 +12,8 @@ import pytest
 from bench.command_line import error_of
 from bench.reports.made_up import write_results
 from egal_bench.reports import html
-from egal_bench.reports.analysis import Question
 from egal_bench.reports.names import latex, markdown, shown
+from egal_bench.reports.question import Question
 from egal_bench.reports.report import write_report
 
 HOSTILE = ("<script>alert(1)</script>", "a\"b'c", "two\nlines", "\x1b[31mred", "$x_1$ & 50% {\\}", "<b>%{x}</b>")
@@ -68,7 +68,7 @@ def test_a_report_has_all_its_files(complete):
     assert json.loads((folder / "verdict.json").read_text()) == verdict
     tables = {path.stem for path in (folder / "tables").iterdir()}
     assert tables >= {"results", "differences", "efficiency", "penalties", "ranks", "test_set", "classes", "purchases",
-                      "class_shares", "overlap", "calibration", "confusion_1", "time"}  # fmt: skip
+                      "class_shares", "overlap", "pool", "distances", "calibration", "confusion_1", "time"}  # fmt: skip
     for table in tables:
         assert {(folder / "tables" / f"{table}.{e}").stat().st_size > 0 for e in ("csv", "md", "tex")} == {True}
     for figure in ("learning_curves", "differences", "penalties", "critical_differences"):
@@ -142,7 +142,8 @@ DEGENERATE = {
     "one seed": ({"seeds": [0]}, "with 1 seed there are no standard deviations"),
     "one strategy": ({"strategies": ("random",)}, "only random was run"),
     "no baseline": ({"strategies": ("egal", "entropy")}, "random was not run"),
-    "no ROI": ({"roi": False}, "no ROI was used"),
+    "no ROI": ({"roi": False}, "No sample of the pool has an ROI"),
+    "no pool": ({"pool": False}, "No run has kept the table pool"),
     "zero rounds": ({"rounds": 0}, "no query round was run"),
     "constant metric": ({"constant": True}, "accuracy is the same in every run"),
     "no predictions": ({"predictions": False}, "No run has kept its predictions"),
@@ -157,6 +158,8 @@ def test_a_report_says_what_could_not_be_computed(tmp_path, case):
     settings, words = DEGENERATE[case]
     page, verdict = report_on(tmp_path, **settings)
     assert words in page.words
+    if case == "no ROI":
+        assert "no ROI was used" in page.words
     assert "nan" not in re.findall(r"\w+", page.words.lower())
     json.dumps(verdict, allow_nan=False)
 

@@ -6,10 +6,11 @@ from scipy import stats
 
 from bench.reports.made_up import write_results
 from egal_bench.errors import BenchError
-from egal_bench.reports.analysis import Question, analyse
+from egal_bench.reports.analysis import analyse
 from egal_bench.reports.audit import audit
 from egal_bench.reports.joining import join
-from egal_bench.reports.verdict import verdict_json
+from egal_bench.reports.question import Question
+from egal_bench.reports.verdict import short_verdict, verdict_json
 from egal_bench.tables.results import load
 
 
@@ -96,3 +97,36 @@ def test_an_unknown_baseline_is_named_with_the_nearest(tmp_path):
 def test_a_question_that_makes_no_sense_is_refused(question):
     with pytest.raises(BenchError):
         Question(**question)
+
+
+@pytest.fixture
+def short(tmp_path):
+    """Return a function from the settings of made-up runs to their short verdict."""
+
+    def sentences(oracles=(), **settings):
+        return short_verdict(join([write_results(tmp_path, **settings)]).rounds, Question(), oracles)
+
+    return sentences
+
+
+def test_the_short_verdict_is_that_of_the_report(short, tmp_path):
+    sentences = short(datasets=("cheng", "siim"), strategies=("random", "egal"), gains={"egal": 0.05}, seeds=range(6))
+    assert sentences == [dataset["sentence"] for dataset in verdict_of(tmp_path)["datasets"].values()]
+    assert sentences[0] == "On cheng, egal is better than random."
+
+
+def test_the_short_verdict_knows_what_is_missing(short):
+    sentences = short(strategies=("egal", "entropy"), seeds=range(2))
+    assert sentences == ["On cheng, nothing can be concluded: random was not run."]
+
+
+def test_variants_that_the_sentence_leaves_out_have_their_own(short):
+    variants = ("egal", *(f"egal(lambda={i})" for i in range(2, 5)))
+    first, family = short(strategies=("random", "entropy", "badge", *variants), seeds=range(2), noise=0.1)
+    assert first.endswith("and 2 others are undecided against random.")
+    assert all(name in family for name in variants)
+    assert "entropy" not in family
+
+
+def test_an_oracle_is_marked_in_the_sentence(short):
+    assert "egal (oracle)" in short(oracles={"egal"}, seeds=range(2))[0]

@@ -96,13 +96,23 @@ def test_egal_queries_are_the_top_of_its_score(finished):
     ("cores", "threads", "device", "requested", "workers"),
     [
         (1, 1, "cpu", None, 1), (2, 1, "cpu", None, 2), (8, 1, "cpu", None, 8), (64, 1, "cpu", None, 64),
-        (8, 3, "cpu", None, 2), (2, 4, "cpu", None, 1), (64, 1, "cuda", None, 1), (8, 1, "mps", None, 1),
+        (8, 3, "cpu", None, 2), (2, 4, "cpu", None, 1), (8, 1, "mps", None, 1),
         (1, 1, "cpu", 3, 3), (8, 1, "cuda", 2, 2),
     ],
 )  # fmt: skip
 def test_as_many_runs_at_a_time_as_fill_the_cores(monkeypatch, cores, threads, device, requested, workers):
     monkeypatch.setattr(comparison, "cores", lambda: cores)
     assert comparison.workers_of(Config(threads=threads, workers=requested), device) == workers
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "cores", "workers"), [(8, 16, 1), (24, 16, 2), (78, 16, 7), (78, 4, 4), (139, 16, 8), (139, 1, 1)]
+)
+def test_a_gpu_gets_as_many_runs_as_its_free_memory_holds(monkeypatch, gibibytes, cores, workers):
+    monkeypatch.setattr(comparison, "cores", lambda: cores)
+    monkeypatch.setattr(comparison, "free_memory", {"cuda:1": gibibytes << 30}.get)
+    assert comparison.workers_of(Config(), "cuda:1") == workers
+    assert comparison.workers_of(Config(workers=3), "cuda:1") == 3
 
 
 def test_more_workers_than_runs_write_what_one_worker_writes(finished, tmp_path):

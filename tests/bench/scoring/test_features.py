@@ -69,12 +69,15 @@ def test_full_disk_is_foreseen(dataset, tmp_path, monkeypatch):
         features.extract(dataset, small_cnn(), tmp_path / "f", "cpu")
 
 
-def test_identity_changes_with_images_trunk_weights_size_precision(dataset, phantom_dataset):
-    other = phantom_dataset(75, seed=1)
-    names = [
-        features.identity(dataset, "resnet18", "w", None), features.identity(other, "resnet18", "w", None),
-        features.identity(dataset, "resnet34", "w", None), features.identity(dataset, "resnet18", "v", None),
-        features.identity(dataset, "resnet18", "w", 96), features.identity(dataset, "resnet18", "w", None, "bfloat16"),
+def test_everything_that_decides_the_features_is_in_their_identity(dataset, phantom_dataset):
+    first = {
+        "dataset": dataset, "backbone": "resnet18", "weights_digest": "w", "size": None, "precision": "float32",
+        "device": "cuda:0",
+    }  # fmt: skip
+    changes = [
+        {"dataset": phantom_dataset(75, seed=1)}, {"backbone": "resnet34"}, {"weights_digest": "v"}, {"size": 96},
+        {"precision": "bfloat16"}, {"device": "cpu"},
     ]  # fmt: skip
+    names = [features.identity(**(first | change)) for change in [{}, *changes]]
     assert len(set(names)) == len(names)
-    assert features.identity(dataset, "resnet18", "w", None) == names[0]
+    assert features.identity(**(first | {"device": "cuda:1"})) == names[0]

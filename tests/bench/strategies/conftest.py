@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.strategies.pools import PIXELS, map_stream, random_maps
 from egal_bench.config import Config
 from egal_bench.strategies import Overlap, Pool, find
 
@@ -39,6 +40,9 @@ def synthetic(
         "features": features, "labelled_features": labelled_features,
         "draws": source.normal(size=(n, 5, classes)) if draws is None else draws,
         "labels": source.integers(0, classes, n) if labels is None else labels,
+        "labelled_roi": np.random.default_rng([seed, 3]).random((len(labelled_features), PIXELS, PIXELS)) < 0.3,
+        "maps": map_stream(*random_maps(np.random.default_rng([seed, 1]), n)),
+        "labelled_maps": map_stream(*random_maps(np.random.default_rng([seed, 2]), len(labelled_features))),
     }  # fmt: skip
     pool = Pool(
         keys=np.array([f"k{i:05}" for i in range(n)]), logits=logits,
@@ -46,6 +50,7 @@ def synthetic(
         labelled_keys=np.array([f"l{i:05}" for i in range(len(labelled_features))]),
         labelled_labels=source.integers(0, classes, len(labelled_features))
         if labelled_labels is None else labelled_labels,
+        labelled_groups=np.array([f"h{i}" for i in range(len(labelled_features))]),
         groups=np.full(n, ""), classes=tuple("abcdefgh"[:classes]), round=1, budget=budget,
         rng=np.random.default_rng(11) if rng is None else rng,
         tie_order=np.random.default_rng(12).permutation(n) if tie_order is None else tie_order,

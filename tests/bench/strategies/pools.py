@@ -6,9 +6,31 @@ import numpy as np
 
 from egal_bench.config import Config
 from egal_bench.strategies import BoundStrategy, Overlap, Pool, find
+from egal_bench.strategies.pool import MapBatch, MapStream
 
 CLASSES = ("a", "b", "c", "d")
 CHANNELS = 6
+CELLS, PIXELS = 4, 10  # per side, of the feature maps and of the ROIs
+BATCH = 7
+
+
+def map_stream(maps: np.ndarray, class_maps: np.ndarray) -> MapStream:
+    """Return the stream of these maps [N, C, h, w] and class maps [N, h, w], BATCH samples at a time."""
+    starts = range(0, len(maps), BATCH)
+    return MapStream(lambda: (MapBatch(maps[i : i + BATCH], class_maps[i : i + BATCH]) for i in starts))
+
+
+def permuted_stream(stream: MapStream, order: np.ndarray) -> MapStream:
+    """Return the stream whose sample i is sample `order[i]` of `stream`."""
+    batches = list(stream)
+    maps, class_maps = (np.concatenate([getattr(b, name) for b in batches]) for name in ("maps", "class_maps"))
+    return map_stream(maps[order], class_maps[order])
+
+
+def random_maps(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return random feature maps and class maps of n samples."""
+    maps, class_maps = rng.normal(size=(n, CHANNELS, CELLS, CELLS)), rng.normal(size=(n, CELLS, CELLS))
+    return maps.astype(np.float32), class_maps.astype(np.float32)
 
 
 def made_pool(
@@ -35,11 +57,17 @@ def made_pool(
         "pool-labels": {"labels": rng.integers(0, len(CLASSES), n)},
         "draws": {"draws": np.random.default_rng(seed).normal(size=(n, 5, len(CLASSES)))},
         "shuffled-roi": {},
+        "labelled-roi": {"labelled_roi": rng.random((labelled, PIXELS, PIXELS)) < 0.3},
+        "maps": {
+            "maps": map_stream(*random_maps(np.random.default_rng([seed, 1]), n)),
+            "labelled_maps": map_stream(*random_maps(np.random.default_rng([seed, 2]), labelled)),
+        },
     }  # fmt: skip
     return Pool(
         keys=np.array([f"k{i:03}" for i in range(n)]), logits=logits, entropy=-(p * np.log(p)).sum(1),
         labelled_keys=np.array([f"l{i:03}" for i in range(labelled)]),
-        labelled_labels=rng.integers(0, len(CLASSES), labelled), groups=np.array([f"g{i // 2}" for i in range(n)]),
+        labelled_labels=rng.integers(0, len(CLASSES), labelled),
+        labelled_groups=np.array([f"h{i}" for i in range(labelled)]), groups=np.array([f"g{i // 2}" for i in range(n)]),
         classes=CLASSES, round=1, budget=budget, rng=np.random.default_rng(draw_seed), tie_order=rng.permutation(n),
         config=Config(**settings), needs=bound.needs, name=bound.name,
         private={key: value for need in bound.needs for key, value in private[need].items()},
@@ -56,4 +84,6 @@ def permuted(pool: Pool, order: np.ndarray) -> Pool:
     arrays = {name: getattr(pool, name)[order] for name in ("keys", "logits", "entropy", "groups", "tie_order")}
     of_pool = ("overlap", "features", "draws", "labels")  # `labelled_features` follow the labelled set
     private = {name: value[order] if name in of_pool else value for name, value in pool.private.items()}
+    if "maps" in private:
+        private["maps"] = permuted_stream(private["maps"], order)
     return changed(pool, **arrays, private=private)

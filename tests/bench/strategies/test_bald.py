@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from egal_bench.errors import BenchError
 from egal_bench.strategies import bald
 
 
@@ -49,10 +48,3 @@ def test_bald_is_baals(make):
 def test_bald_is_zero_where_all_heads_agree(make):
     draws = np.repeat(np.random.default_rng(0).normal(size=(10, 1, 3)), 4, axis=1)
     np.testing.assert_allclose(bald.mutual_information(draws), 0.0, atol=1e-15)
-
-
-def test_bald_without_draws_says_that_no_regime_gives_them(make):
-    strategy, pool = make("bald")
-    pool.private["draws"] = None
-    with pytest.raises(BenchError, match=r"'bald' needs 'draws', which no regime gives yet"):
-        strategy(pool)

@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.strategies.pools import permuted_stream
 from egal_bench.strategies import expand, find
 
-EVERY = [name for name in expand(["all", "egal(diverse=2)", "probcover(delta=1.5)"]) if name != "random"]
+EVERY = [
+    name
+    for name in expand(["all", "egal(diverse=2)", "probcover(delta=1.5)", "egal-convex(per-class=true)"])
+    if name != "random"
+]
 every = pytest.mark.parametrize("name", EVERY)
 READ_FEATURES = ["kcenter", "badge", "typiclust", "probcover", "probcover(delta=1.5)", "egal(diverse=10)"]
 
@@ -20,6 +25,8 @@ def shifted(pool, permutation, rng):
         name: value[permutation] if name in {"overlap", "features", "draws", "labels"} else value
         for name, value in pool.private.items()
     }
+    if "maps" in private:
+        private["maps"] = permuted_stream(private["maps"], permutation)
     rows = {name: getattr(pool, name)[permutation] for name in ("logits", "entropy", "groups", "tie_order")}
     renamed = np.array([f"other{i}" for i in range(len(pool))])
     return dataclasses.replace(pool, keys=renamed, private=private, rng=rng, **rows)
@@ -118,7 +125,8 @@ def test_memory_mapped_features_are_read_in_place(name, make, tmp_path):
 def test_only_declared_parts_of_the_pool_are_read(name, make):
     strategy, pool = make(name)
     opened = {"roi": ["overlap"], "features": ["features", "labelled_features"], "draws": ["draws"],
-              "pool-labels": ["labels"]}  # fmt: skip
+              "pool-labels": ["labels"], "labelled-roi": ["labelled_roi"],
+              "maps": ["maps", "labelled_maps"]}  # fmt: skip
     allowed = {part for need in find(name).needs for part in opened.get(need, [])}
     hidden = dataclasses.replace(pool, private={part: pool.private[part] for part in allowed})
     assert len(strategy(hidden).indices) == pool.budget

@@ -44,7 +44,7 @@ def test_expand_replaces_groups_by_their_members():
         "class-balanced-random",
     ]  # fmt: skip
     assert expand(["baselines"]) == ["random", "entropy"]
-    assert expand(["all-egal"]) == ["egal", "egal-convex", "misalignment"]
+    assert expand(["all-egal"]) == ["egal", "egal-convex", "misalignment", "egal-predicted"]
 
 
 def test_expand_keeps_specifications_and_drops_repetitions():

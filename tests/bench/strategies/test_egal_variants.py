@@ -73,3 +73,31 @@ def test_parameters_decide_what_egal_reads(specification, needs):
 def test_a_wrong_parameter_of_a_variant_is_an_error(wrong):
     with pytest.raises(BenchError):
         find(wrong)
+
+
+def test_per_class_buys_the_same_number_of_each_true_class(make):
+    labels = np.random.default_rng(3).permutation(np.repeat([0, 1, 2], [6, 14, 20]))
+    strategy, pool = make("egal-convex(per-class=true)", labels=labels, budget=12)
+    plain, same = make("egal-convex", budget=40)
+    ranking = plain(same)
+    score = dict(zip(ranking.indices.tolist(), ranking.scores.tolist(), strict=True))
+    query = strategy(pool)
+    expected = np.concatenate([sorted(np.flatnonzero(labels == k), key=lambda i: -score[i])[:4] for k in range(3)])
+    assert query.indices.tolist() == sorted(expected, key=lambda i: -score[i])
+    assert query.scores.tolist() == [score[i] for i in query.indices]
+
+
+def test_per_class_fills_up_with_the_best_of_the_others(make):
+    labels = np.array([0, 0] + [1] * 19 + [2] * 19)
+    strategy, pool = make("egal-convex(per-class=true)", labels=labels, budget=13)
+    bought = strategy(pool).indices
+    plain, same = make("egal-convex", budget=40)
+    best = plain(same).indices.tolist()
+    quota = {0, 1} | {i for k in (1, 2) for i in [i for i in best if labels[i] == k][:4]}
+    others = [i for i in best if i not in quota]
+    assert set(bought) == quota | set(others[:3])
+
+
+def test_per_class_makes_an_oracle_of_the_author_s_variant():
+    assert find("egal-convex(per-class=true)").needs == {"roi", "pool-labels"}
+    assert find("egal-convex").needs == {"roi"}

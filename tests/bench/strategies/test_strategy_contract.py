@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from pydantic_core import PydanticUndefined
 
-from bench.strategies.pools import CLASSES, changed, made_pool, permuted
+from bench.strategies.pools import CLASSES, changed, made_pool, map_stream, permuted
 from egal_bench.config import Config
-from egal_bench.strategies import BoundStrategy, Overlap, available, find
+from egal_bench.strategies import BoundStrategy, Overlap, find
 from egal_bench.strategies.pool import NEEDS
-from egal_bench.strategies.registry import GROUPS
+from egal_bench.strategies.registry import GROUPS, built_in
 
 FOREIGN = ["bench.strategies.foreign:Earlier", "bench.strategies.foreign:distant"]
-NAMES = [*available(), *FOREIGN]
+NAMES = [*built_in(), *FOREIGN]
 SEEDS = range(3)
 
 
@@ -76,6 +76,8 @@ def constant_pool(strategy: BoundStrategy, n: int = 30):
     private = {
         "overlap": Overlap(ones, ones, ones, np.full(n, 0.5)), "features": np.ones_like(made_pool("egal", n).logits),
         "labelled_features": np.zeros((8, len(CLASSES))), "labels": 0 * ones, "draws": np.zeros((n, 5, len(CLASSES))),
+        "labelled_roi": np.ones((8, 4, 4), bool), "maps": map_stream(np.ones((n, 2, 2, 2)), np.ones((n, 2, 2))),
+        "labelled_maps": map_stream(np.ones((8, 2, 2, 2)), np.ones((8, 2, 2))),
     }  # fmt: skip
     return changed(
         pool, logits=np.zeros_like(pool.logits), entropy=np.full(n, np.log(len(CLASSES))),

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -11,7 +12,7 @@ from sklearn import metrics
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from bench.command_line import egal_bench
-from bench.tiny import FLAGS
+from bench.tiny import FLAGS, contents
 from egal_bench.models.network import build
 from egal_bench.tables.results import load
 from egal_shards import ShardSet
@@ -63,10 +64,15 @@ def test_explanations_are_maps_of_queried_and_fixed_test_samples(finished):
     assert queried["rank"].max() == 7
 
 
-def test_keep_none_writes_no_optional_table(tmp_path):
-    flags = [*FLAGS, "--keep=none", "--seeds=1", "--strategies=random", "--out=out", "--workers=1"]
+def test_optional_tables_change_nothing_of_a_run(finished, tmp_path):
+    flags = [*FLAGS, "--keep=none", "--seeds=1", "--strategies=egal", "--out=out", "--workers=1"]
     egal_bench("compare", *flags, cwd=tmp_path, status=0)
-    assert set(load(tmp_path / "out")) == {"rounds", "selections"}
+    without, kept = contents(tmp_path / "out"), contents(finished[0])
+    assert set(without) == {"rounds", "selections"}
+    assert set(kept) == {"rounds", "selections", "predictions", "explanations", "pool"}
+    for name, rows in without.items():
+        same = kept[name].query("strategy == 'egal' and seed == 0").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, same)
 
 
 def test_the_saved_network_gives_the_predictions_of_the_last_round(tmp_path):

@@ -15,8 +15,8 @@ from egal_bench.tables.settings import comparable, digest
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 VALUES = {
-    pa.int64(): int, pa.float64(): lambda i: i / 4, pa.string(): lambda i: f"text {i}", pa.bool_(): lambda i: i == 0,
-    pa.list_(pa.float32()): lambda i: [i / 4, i / 8],
+    pa.int64(): int, pa.float64(): lambda i: i / 4, pa.float32(): lambda i: i / 4, pa.string(): lambda i: f"text {i}",
+    pa.bool_(): lambda i: i == 0, pa.list_(pa.float32()): lambda i: [i / 4, i / 8],
 }  # fmt: skip
 RUN = RunName("d", "s", 0)
 
