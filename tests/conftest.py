@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from profiles import FUZZ_EXAMPLES
+
 settings.register_profile("untimed", deadline=None)  # another process may take the processor for seconds
 settings.load_profile("untimed")
-settings.register_profile("fuzz", max_examples=20_000)  # of `make fuzz`
+settings.register_profile("fuzz", max_examples=FUZZ_EXAMPLES)  # of `make fuzz`
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -63,7 +63,7 @@ def _table(shards: ShardSet, summary: dict[str, ClassSummary]) -> Table:
         areas = [f"{area:.3g}" for area in row.roi_area] if row.roi_area else ["" for _ in QUANTILES]
         share = f"{100 * row.with_roi / max(row.samples, 1):.0f} %"
         counts = (row.samples, *(row.splits[split] for split in splits), row.groups)
-        table.add_row(_plain(name) or "all", *map(str, counts), share, *areas, end_section=name == shards.classes[-1])
+        table.add_row(_plain(name) or "all", *map(str, counts), share, *areas, end_section=name in shards.classes[-1:])
     table.caption = "Last columns: ROI area, % of the image, below which that share of the samples with ROI lies"
     return table
 

@@ -23,6 +23,7 @@ from egal_shards.urls import redacted
 COMPUTED = {
     "pack": "Pack annotated images into a shard set. `egal-bench pack SOURCE --help` adds the flags of that source.",
     "compare": "Compare acquisition strategies, on shard sets or on the built-in phantom.",
+    "score": "Score a pool of any size with a trained network, and write which samples to annotate next.",
     "profile": "Measure the throughput of acquisition, stage by stage, against the forward pass alone.",
 }
 
@@ -116,6 +117,10 @@ def _computed(name: str, words: Sequence[str]) -> Callable[..., None]:
         from egal_bench.cli.compare import compare_command
 
         return compare_command()
+    if name == "score":
+        from egal_bench.cli.score import score_command
+
+        return score_command()
     from egal_bench.cli.profile import profile_command
 
     return profile_command()

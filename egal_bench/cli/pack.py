@@ -64,7 +64,8 @@ def pack(
     counts, shards = manifest.counts, manifest.shards
     sides = ", ".join(f"{n} {side}" for side, n in counts.splits.items())
     samples, files = counted_noun(counts.samples, "sample"), counted_noun(len(shards), "shard")
-    print(f"{out}: {samples} ({sides}) of {len(manifest.classes)} classes in {files}")
+    labels = f"of {len(manifest.classes)} classes" if manifest.classes else "without labels"
+    print(f"{out}: {samples} ({sides}) {labels} in {files}")
     if as_json:
         size_of_all = sum(shard.bytes for shard in shards)
         print_json({"samples": counts.samples, "shards": len(shards), "bytes": size_of_all, "ok": True})

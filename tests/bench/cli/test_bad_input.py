@@ -45,7 +45,7 @@ FILES = [f"images/{i:03}.png" for i in range(24)]
 LABELS = ["ab"[i % 2] for i in range(24)]
 BAD_FOLDERS = {  # columns of labels.csv, flags of pack, words of the message
     "no boxes and no masks": ({"boxes": None}, (), ["labels.csv", "mask_file", "boxes"]),
-    "no label column": ({"label": None}, (), ["labels.csv", "label"]),
+    "misspelt label column": ({"label": None, "lable": LABELS}, (), ["labels.csv", "lable", "label"]),
     "empty label": ({"label": replaced(LABELS, 3, "")}, (), ["line 5", "label"]),
     "unknown label": ({"label": replaced(LABELS, 3, "bb")}, ("--classes=a,b",), ["line 5", "'bb'", "'b'"]),
     "missing image": ({"file": replaced(FILES, 2, "images/absent.png")}, (), ["images/absent.png"]),

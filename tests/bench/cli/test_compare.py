@@ -6,6 +6,10 @@ import yaml
 
 from bench.command_line import egal_bench, json_of
 from egal_bench.dataset import open_dataset
+from egal_bench.reports.analysis import analyse
+from egal_bench.reports.joining import join
+from egal_bench.reports.question import Question
+from egal_bench.reports.verdict import verdict_json
 from egal_bench.tables.results import load
 
 
@@ -38,6 +42,23 @@ def test_printed_table_says_what_is_needed_to_judge_it(finished):
     for part in ("mean ± sd over 2 seeds", "AUBC−random", "Standard error", test, "tied"):
         assert part in text, part
     assert process.stderr.count("run ") == 6  # without a terminal, one line per finished run
+
+
+def test_the_end_is_the_verdict_of_the_report_and_its_command(finished):
+    out, process = finished
+    analysis = analyse(join([out]), Question())
+    (dataset,) = verdict_json(analysis, [])["datasets"].values()
+    text = " ".join(process.stdout.split())
+    assert dataset["sentence"] in text
+    assert "egal-bench report runs/one" in text
+
+
+def test_the_summary_is_in_the_folder_as_it_was_printed(finished):
+    out, process = finished
+    printed = [line.rstrip() for line in process.stdout.splitlines()]
+    saved = (out / "summary.txt").read_text(encoding="utf-8").splitlines()
+    assert len(saved) > 10
+    assert printed[: len(saved)] == saved
 
 
 TRAINING = {"explain_loss": 0.25, "early_stop": 0.2, "warm_start": True, "class_balance": False}

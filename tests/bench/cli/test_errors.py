@@ -1,10 +1,11 @@
 """Who is told what: a user's mistake is one line and status 2, a defect is status 1, and --debug shows the place."""
 
+import subprocess
 import sys
 
 import pytest
 
-from bench.command_line import egal_bench, error_of
+from bench.command_line import EGAL_BENCH, egal_bench, error_of
 from bench.tiny import FLAGS
 from egal_bench.cli import main
 from egal_bench.errors import BenchError, Interrupted
@@ -24,6 +25,25 @@ WRONG = """
 def wrong(pool):
     return pool.entropy.no_such_attribute
 wrong.needs_roi = wrong.needs_features = False
+"""
+
+HOLDS_ON = """
+import os, time
+import numpy as np
+def strategy(pool):
+    try:
+        os.close(os.open("first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        open("second", "w").close()
+        try:
+            time.sleep(600)
+        except SystemExit:
+            pass
+        return np.arange(len(pool))
+    while not os.path.exists("second"):
+        time.sleep(0.01)
+    raise ValueError("the other run is in its query")
+strategy.needs_roi = strategy.needs_features = False
 """
 
 
@@ -64,6 +84,13 @@ def test_debug_shows_the_users_line_as_well(compare, workers):
     assert process.returncode == 1
     assert 'mine.py", line 3, in wrong' in process.stderr
     assert "return pool.entropy.no_such_attribute" in process.stderr
+
+
+def test_code_that_catches_system_exit_does_not_hold_up_the_end(tmp_path):
+    (tmp_path / "holds_on.py").write_text(HOLDS_ON)
+    words = ["compare", *FLAGS, "--seeds=2", "--out=out", "--strategies=holds_on:strategy", "--workers=2"]
+    process = subprocess.run([EGAL_BENCH, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "the other run is in its query" in error_of(process)
 
 
 def test_debug_shows_the_traceback_of_a_users_mistake(tmp_path):

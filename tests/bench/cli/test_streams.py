@@ -34,6 +34,15 @@ def test_streams_that_fail_leave_the_status_alone(again, tmp_path, redirect):
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize(("redirect", "status"), [(">/dev/full", 2), (">&-", 2), ("| true", 0)])
+def test_a_list_that_nobody_can_read_is_no_success(tmp_path, redirect, status):
+    script = f'"$@" {redirect}; echo "status ${{PIPESTATUS[0]}}" >{tmp_path}/status'
+    command = ["bash", "-c", script, "bash", EGAL_BENCH, "list", "conventions"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (tmp_path / "status").read_text() == f"status {status}\n", done.stderr
+    assert [line[:30] for line in done.stderr.splitlines()] == ["error: stdout: cannot be writt"] * (status == 2)
+
+
 def test_a_long_tmpdir_and_numba_without_jit_do_no_harm(tmp_path):
     folder = tmp_path / ("x" * 100)
     folder.mkdir()

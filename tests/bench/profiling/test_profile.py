@@ -11,7 +11,7 @@ from PIL import Image
 from egal_bench.errors import BenchError
 from egal_bench.profiling import profile as module
 from egal_bench.profiling.profile import best_batch, profile
-from egal_bench.profiling.report import as_json, draw_stages, stage_table
+from egal_bench.profiling.report import _filling, as_json, draw_stages, stage_table
 from egal_bench.profiling.stages import MEANING, Resident
 from egal_shards import pack
 from egal_shards.sources import folder
@@ -106,3 +106,24 @@ def test_a_batch_beyond_the_memory_of_the_device_is_named(config, tmp_path, monk
     monkeypatch.setattr(Resident, "of", exhaust)
     with pytest.raises(BenchError, match="--batch-size 8: more than the memory of cpu holds"):
         measured(config, tmp_path)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
+def test_a_profile_scores_in_the_precision_of_a_run(config, tmp_path, monkeypatch, precision, allowed):
+    modes = []
+
+    def record(*_):
+        modes.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Resident, "of", record)
+    with pytest.raises(BenchError):
+        measured(config.model_copy(update={"precision": precision}), tmp_path)
+    assert modes == [(allowed, allowed)]
+
+
+@pytest.mark.parametrize(("samples", "words"), [(8, "only 1 batch,"), (72, "only 9 batches,"), (80, "")])
+def test_a_pass_of_few_batches_is_called_what_it_is(samples, words):
+    text = _filling(samples, 8)
+    assert words in text
+    assert ("80 images or more" in text) == bool(words)

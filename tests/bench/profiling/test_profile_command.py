@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bench.command_line import egal_bench, json_of
+from egal_bench.errors import BenchError
 from egal_bench.profiling import measurements
 from egal_bench.profiling.stages import MEANING
 
@@ -163,3 +164,19 @@ def test_ctrl_c_leaves_no_half_written_file(dataset, tmp_path, profile_status, m
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines() == ["error: interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "expected"),
+    [("cpu", [], (400, 224)), ("cuda", [], (4400, 224)), ("cuda", ["--phantom-samples", 90, "--size", 64], (90, 64))],
+)
+def test_the_phantom_has_more_than_ten_batches_on_a_gpu(profile_status, monkeypatch, device, words, expected):
+    def measure(config, *_, **__):
+        configs.append(config)
+        raise BenchError("measured enough")
+
+    configs = []
+    monkeypatch.setattr("egal_bench.models.devices.chosen_device", lambda _: device)
+    monkeypatch.setattr("egal_bench.profiling.profile.profile", measure)
+    assert profile_status(*words) == 2
+    assert [(config.phantom_samples, config.size) for config in configs] == [expected]

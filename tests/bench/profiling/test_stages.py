@@ -77,3 +77,24 @@ def test_acquisition_ranks_by_entropy_plus_misalignment(by_name, network, datase
 
 def test_every_stage_has_a_meaning(by_name):
     assert list(by_name) == list(MEANING)
+
+
+def test_the_roofs_are_rates_beyond_the_caches_and_in_the_precision(by_name, config, monkeypatch):
+    monkeypatch.setattr(module, "_cpu_memcpy_bytes", lambda: 1000)
+    monkeypatch.setitem(module.GEMM_SIDE, "cpu", 8)
+    tf32 = module.roofs(config.model_copy(update={"precision": "tf32"}))
+    half = module.roofs(config.model_copy(update={"precision": "bfloat16"}))
+    assert {name: amount for name, (_, amount) in tf32.items()} == {"memcpy": 2 * 1000, "GEMM TF32": 2 * 8**3}
+    assert half["GEMM bfloat16"][0]() is None
+    assert by_name["forward"].roof == by_name["pass"].roof == "GEMM float32"
+    assert {stage.roof for stage in by_name.values()} <= {"", *module.roofs(config)}
+
+
+@pytest.mark.parametrize(
+    ("text", "megabytes"), [("307200K\n", 256), ("131072K", 128), ("1024K", 64), ("?", 256), (None, 256)]
+)
+def test_a_copy_is_larger_than_the_last_cache_within_limits(text, megabytes, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LAST_CACHE", tmp_path / "size")
+    if text is not None:
+        (tmp_path / "size").write_text(text)
+    assert module._cpu_memcpy_bytes() == megabytes << 20
