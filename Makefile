@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/core.stamp
-	$(BIN)/egal-bench compare --preset quick --shortcut 0.5 --out runs/demo
+	$(BIN)/egal-bench compare --preset quick --out runs/demo
+	$(BIN)/egal-bench report runs/demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -20,7 +21,8 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
 
 fuzz: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest tests/shards/test_fuzz.py --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/shards/test_fuzz.py tests/shards/test_faults.py \
+		tests/bench/runs/test_kills.py tests/bench/scoring/test_features_cache.py
 
 clean:
 	rm -rf $(VENV) runs
@@ -30,10 +32,10 @@ $(VENV)/bin/python:
 
 $(VENV)/core.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing egal-bench into $(VENV) (a few minutes the first time: PyTorch is large)"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[report]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing egal-bench with its test and peer libraries into $(VENV) (a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --editable '.[dev,peers]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,peers,ray]'
 	@touch $@ $(VENV)/core.stamp

@@ -158,9 +158,9 @@ def write_all(events: Iterable[Event], out: Path) -> None:
     """Write the tables of the runs that these events describe to `out`, as a comparison does."""
     folder, rounds = ResultsFolder(out), {}
     for event in events:
-        collected = rounds.setdefault(event.task.run, Checkpoint(event.task.scratch, None, stored=False))
+        collected = rounds.setdefault(event.task.run, Checkpoint(out, event.task.scratch, None, stored=False))
         if isinstance(event, RunDone):
-            folder.write(event.task.run, rounds.pop(event.task.run).tables, record_of(event.task))
+            folder.write(event.task.run, rounds.pop(event.task.run).tables, record_of(event))
         else:
             collected.add(event.tables, event.files)
 

@@ -1,4 +1,4 @@
-"""A training step with `--explain-loss`: augmentation, forward, backward, clipping, AdamW."""
+"""A training step: augmentation, forward, backward, clipping, AdamW; with `--explain-loss`, and of a small network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks.registry import Case, benchmark
 from egal_bench.learners.augmentation import Samples, augmented
 from egal_bench.learners.training import Objective, update
 from egal_bench.models.network import Network, build
+from egal_bench.models.process import reproducible
 from egal_kernels import pack_roi
 
 BATCH, SIZE, CLASSES, THREADS = 16, 224, 3, 2
@@ -46,6 +47,61 @@ def explained(backbone: str, home: Path) -> Case:
         "explained by plain PyTorch": step(backbone, samples, plain=True),
     }
     return Case(contenders=contenders, samples=BATCH, check=check)
+
+
+@benchmark({"small-cnn, 20 of 48²": 20}, rounds=15)
+def small(batch: int, home: Path) -> Case:
+    """A step of the phantom's network, against the same step written as plainly as PyTorch allows.
+
+        python -m benchmarks training_step/small
+
+    The plain step moves one image after another and leaves AdamW and PyTorch's deterministic mode as they are.
+
+    Why: with so small a network much of a step is overhead. One gather moves the whole batch, AdamW updates all
+    parameters in one call, and new tensors are not filled with NaN before they are written.
+    """
+    rng = np.random.default_rng(0)
+    samples = Samples(
+        torch.from_numpy(rng.integers(0, 256, (200, 1, 48, 48), dtype=np.uint8)),
+        torch.from_numpy(rng.integers(0, CLASSES, 200)),
+    )
+
+    def check() -> None:
+        rows = np.arange(batch)
+        moved = augmented(samples, rows, np.random.default_rng(0))
+        assert torch.equal(moved.images, one_by_one(samples, rows, np.random.default_rng(0)).images)
+
+    return Case(
+        contenders={"step": small_step(samples, batch), "plain step": small_step(samples, batch, plain=True)},
+        samples=batch, check=check,
+    )  # fmt: skip
+
+
+def one_by_one(samples: Samples, rows: np.ndarray, rng: np.random.Generator) -> Samples:
+    """Return what `augmented` returns of samples without ROI, made image by image."""
+    side = samples.images.shape[-1]
+    reach = side // 16
+    shifts, flips = rng.integers(0, 2 * reach + 1, (len(rows), 2)), rng.random(len(rows)) < 0.5
+    images = []
+    for row, (y, x), flip in zip(rows, shifts, flips, strict=True):
+        moved = F.pad(samples.images[row], (reach,) * 4)[:, y : y + side, x : x + side]
+        images.append(moved.flip(-1) if flip else moved)
+    return Samples(torch.stack(images), samples.labels[rows])
+
+
+def small_step(samples: Samples, batch: int, plain: bool = False) -> Callable[[], object]:
+    """Return a training step of small-cnn on the next random samples, in PyTorch's deterministic mode."""
+    network = build("small-cnn", CLASSES, image_channels=1, image_size=48, size=None, seed=0).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=None if plain else True)
+    rng, augment = np.random.default_rng(0), one_by_one if plain else augmented
+
+    def run() -> Tensor:
+        with reproducible(1):
+            torch.utils.deterministic.fill_uninitialized_memory = plain
+            rows = rng.permutation(len(samples.labels))[:batch]
+            return update(network, optimizer, Objective(), augment(samples, rows, rng))
+
+    return run
 
 
 def noise_with_discs(count: int = 64) -> Samples:

@@ -36,7 +36,8 @@ def pool_of(features: np.ndarray, logits: np.ndarray, entropy: np.ndarray) -> Po
     size = len(features)
     return Pool(
         keys=np.array([f"k{i}" for i in range(size)]), logits=logits, entropy=entropy, labelled_keys=np.array(["a"]),
-        labelled_labels=np.array([0]), groups=np.array([""] * size), classes=("x", "y", "z"), round=1, budget=5,
+        labelled_labels=np.array([0]), labelled_groups=np.array(["g"]), groups=np.array([""] * size),
+        classes=("x", "y", "z"), round=1, budget=5,
         rng=np.random.default_rng(0), tie_order=np.arange(size), config=Config(), needs=frozenset({"features"}),
         name="density", private={"features": features},
     )  # fmt: skip

@@ -320,8 +320,7 @@ def test_packing_verifying_and_reading_need_no_torch(tmp_path, child_environment
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     done = subprocess.run(command, env=child_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "pack tiny" in done.stderr
-    assert "verify tiny" in done.stderr
+    assert "pack tiny" not in done.stderr  # no progress bar, since stderr is no terminal
     assert done.stdout == ""
 
 
