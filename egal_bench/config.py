@@ -224,7 +224,12 @@ class Config(BaseModel):
     @field_validator("keep", mode="before")
     @classmethod
     def _kept(cls, value: Any) -> Any:
-        return () if value == "none" else tuple(split_list(value)) if isinstance(value, str) else value
+        if value == "none":
+            return ()
+        names = tuple(split_list(value)) if isinstance(value, str) else value
+        if isinstance(value, str) and "none" in names:
+            raise ValueError("'none' stands alone: give none, or the tables to keep")
+        return names
 
     @field_validator("strategies", mode="before")
     @classmethod
@@ -252,7 +257,7 @@ class Config(BaseModel):
             raise ValueError("belongs to --regime finetune: leave it out, or choose that regime")
         return value
 
-    @field_validator("explain_layer", mode="before")
+    @field_validator("explain_layer", "weights", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if value == "none" else value
@@ -288,8 +293,8 @@ class Config(BaseModel):
 PRESETS: dict[str, dict[str, Any]] = {
     # a phantom that a laptop learns in a minute or two
     "quick": {
-        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 20, "rounds": 4,
-        "phantom_samples": 1200, "roi_area": 0.06, "learning_rate": 5e-3, "steps": "auto", "batch_size": 20,
+        "backbone": "small-cnn", "regime": "finetune", "seeds": 3, "init": 20, "budget": 40, "rounds": 3,
+        "phantom_samples": 1000, "size": 32, "roi_area": 0.06, "learning_rate": 5e-3, "steps": "auto", "batch_size": 20,
     },
     # arXiv 2602.13308 by its text, without what its code knows of the pool: see docs/paper.md
     "paper": {

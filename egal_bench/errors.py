@@ -61,4 +61,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> BenchError:
 
 def brief(error: BaseException) -> str:
     """Return the first line of the message of `error`, or the name of its type where it has no message."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # a user's exception may have any __str__
+        lines = []
+    return next(iter(lines), "") or type(error).__name__

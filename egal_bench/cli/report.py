@@ -34,7 +34,8 @@ def report(
     folder = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
     verdict = write_report(runs, folder, question)
     for dataset in verdict["datasets"].values():
-        print(dataset["sentence"])
+        for sentence in filter(None, [dataset["sentence"], dataset["next_step"], dataset["caution"]]):
+            print(sentence)
     failed = [check["check"] for check in verdict["audit"] if check["status"] == "fail"]
     if failed:
         print(f"The audit fails for: {', '.join(failed)}")

@@ -79,7 +79,7 @@ def score(
     if result.damaged:
         raise BenchError(
             f"{counted_noun(len(result.damaged), 'shard')} could not be scored, so the query lacks their samples: "
-            f"{', '.join(list(result.damaged)[:5])}; copy or pack the set again, then the same command adds them"
+            f"{', '.join(list(result.damaged)[:5])}; fix what summary.txt says of them, then the same command adds them"
         )
 
 

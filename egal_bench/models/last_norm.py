@@ -68,7 +68,7 @@ def taken_from(trunk: Any, layer: str, backbone: str) -> LastNorm:
     if not blocks or not isinstance(norm, nn.BatchNorm2d):
         raise BenchError(
             f"--explain-layer {layer}: only the last convolution of a DenseNet can be named, and {backbone} is none; "
-            "leave it out to explain the map that is pooled"
+            "give --explain-layer none to explain the map that is pooled"
         )
     block, last_block = blocks[-1]
     last_layer, dense_layer = list(last_block.named_children())[-1]

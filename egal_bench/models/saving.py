@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -142,15 +143,34 @@ def load_network(path: Path, backbone: str | None = None) -> SavedNetwork:
     )  # fmt: skip
     try:
         content = path.read_bytes()
-        network.load_state_dict(read_state(content))
+        state = read_state(content)
+        reason = _misfit(state, network.state_dict())
+        if not reason:
+            network.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
+        reason = brief(error)
+    if reason:
         raise BenchError(
-            f"{path}: its tensors are not those of {config.backbone} ({brief(error)}); train the network again"
-        ) from None
+            f"{path}: its tensors are not those of {config.backbone} for {_channels(described.channels)} and "
+            f"{len(described.classes)} class{'es' * (len(described.classes) != 1)} ({reason}); train the network again"
+        )
     digest = hashlib.sha256(content).hexdigest()
     return SavedNetwork(
         network.eval(), config, tuple(described.classes), described.channels, described.image_size, digest
     )
+
+
+def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return how the tensors of a file differ from those of the network that it describes, "" where they fit."""
+    for name in [*expected, *(name for name in state if name not in expected)]:
+        if name not in state:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name[:90]!r} is not one of them"
+        shape, needed = tuple(state[name].shape), tuple(expected[name].shape)
+        if shape != needed:
+            return f"{name} has the shape {shape}, not {needed}"
+    return ""
 
 
 def _description(path: Path) -> tuple[Config, _Described]:

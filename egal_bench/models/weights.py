@@ -51,7 +51,7 @@ def _from_timm(backbone: str) -> tuple[dict[str, Tensor], str]:
     import timm
 
     if not timm.is_model(backbone):
-        raise BenchError(f"--weights timm: timm has no weights of {backbone}; name a file, or leave --weights out")
+        raise BenchError(f"--weights timm: timm has no weights of {backbone}; name a file, or give --weights none")
     try:
         model = timm.create_model(backbone, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:

@@ -76,9 +76,9 @@ class Chooser:
         mode = mode_of(self.strategy)
         ranker = Ranker(self.strategy, self.config, self.network.classes, self.survey.mean_misalignment)
         if mode is Mode.ROW_WISE:
-            return self._streamed(ranker, self.config.budget, "Every sample was ranked.")
+            return self._streamed(ranker, self.config.budget, "Every one was ranked.")
         if mode is Mode.WHOLE_POOL:
-            note = "Every sample was ranked, with a few numbers of each in memory."
+            note = "Every one was ranked, with a few numbers of each in memory."
             return self._ranked(ranker, self._everything(), note, is_part=False)
         return self._of_candidates(ranker)
 

@@ -25,6 +25,7 @@ from egal_bench.querying.modes import check_usable
 from egal_bench.querying.network_place import network_file
 from egal_bench.querying.pools import PoolSet, described, pool_sets, scored_parts, work_of
 from egal_bench.querying.query_files import QueryTable, write_json, write_text
+from egal_bench.querying.query_folder import check_out
 from egal_bench.querying.score_files import State, state_of, told_of_full_disk
 from egal_bench.querying.shard_task import ShardTask
 from egal_bench.querying.sheet import write_sheet
@@ -102,6 +103,7 @@ def run_query(request: Request) -> QueryResult:
     """
     start = perf_counter()
     _check_counts(request)
+    check_out(request.out)
     strategy = find(request.strategy, request.config)
     check_usable(strategy)
     keys = read_keys(request.labelled) if request.labelled else frozenset()
@@ -250,7 +252,9 @@ class _Progress:
 
 def _why_none(damaged: dict[str, str], overview: Survey) -> str:
     if damaged:
-        return f"{next(iter(damaged))} cannot be scored, nor can {len(damaged) - 1} others"
+        first, *others = damaged
+        more = f", nor can {len(others)} other{'s' * (len(others) != 1)}" if others else ""
+        return f"{first} cannot be scored{more}: {damaged[first]}"
     return "every pool sample is labelled" if overview.labelled else "the sets have no pool samples"
 
 
@@ -269,12 +273,13 @@ def summary(result: QueryResult, chosen: Chosen, request: Request, sets: Sequenc
     """Return the text of summary.txt."""
     lines = [
         f"{result.chosen} samples to annotate next, by {result.strategy}: query.csv, query.parquet, contact_sheet.png",
-        f"Ranked: {result.samples} samples without a label, of {described(sets)}. {chosen.note}",
+        f"Ranked: {result.samples} pool samples of {described(sets)}. {chosen.note}",
+        "Labels in the sets are not read, and samples of a test set are never ranked.",
     ]
     if request.labelled:
-        lines.append(f"Left out: {result.labelled} labelled samples.")
+        lines.append(f"Left out: {result.labelled} labelled sample{'s' * (result.labelled != 1)}.")
     if result.chosen < request.top:
-        lines.append(f"--top {request.top} asks for more samples than there are.")
+        lines.append(f"--top {request.top} asks for more samples than there are, so the query is the whole pool.")
     if result.unknown:
         keys = "1 key of --labelled lies" if result.unknown == 1 else f"{result.unknown} keys of --labelled lie"
         lines.append(f"{keys} in no shard that was scored.")

@@ -87,8 +87,12 @@ def state_of(task: ShardTask) -> State:
     """Return what the results hold of the shard; every page of a complete file is read and checked.
 
     Raises:
-        BenchError: the results hold its scores with other settings.
+        BenchError: the results hold its scores with other settings, or a folder in the place of its file.
     """
+    if task.path.is_dir():
+        raise BenchError(f"{task.path}: is a folder, and the scores of {task.name} belong there; move it elsewhere")
+    if task.path.exists() and not task.path.is_file():  # reading a pipe or a device could block for ever
+        return State.DAMAGED
     try:
         metadata = pq.read_schema(task.path).metadata or {}
         stored = json.loads(metadata.get(SETTINGS, b"null"))

@@ -15,10 +15,14 @@ from egal_bench.querying.score_files import State, state_of, told_of_full_disk, 
 from egal_bench.querying.shard_task import ShardTask
 from egal_bench.scoring.batches import steps_over
 from egal_bench.scoring.pool_pass import scorer
-from egal_bench.scoring.scores import COUNTS, FLOATS, Scores, check_finite, scores_of
+from egal_bench.scoring.scores import COUNTS, FLOATS, Scores, scores_of
 from egal_bench.tables.locks import try_lock
 from egal_shards import ShardSet
 from egal_shards.index import Index
+
+
+class NotFiniteError(BenchError):
+    """The network gives no numbers for a sample, so its shard cannot be scored; other shards can."""
 
 
 def score_shard(task: ShardTask, rows: Index) -> bool:
@@ -33,7 +37,8 @@ def score_shard(task: ShardTask, rows: Index) -> bool:
 
     Raises:
         ShardError: the shard is damaged or unreadable.
-        BenchError: the results hold other scores of the shard, the network's output is not finite, or the disk is full.
+        NotFiniteError: the network's output for a sample, which the message names, is not finite.
+        BenchError: the results hold other scores of the shard, or the disk is full.
     """
     with told_of_full_disk(task.path):
         task.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,5 +98,11 @@ def _scores(shards: ShardSet, positions: np.ndarray, saved: SavedNetwork, task: 
     rows = [part["rows"] for part in steps_over(dataset, positions, step, task.device)]
     none = np.empty((0, len(FLOATS) + len(COUNTS) + len(saved.classes)), np.int32)
     scores = scores_of({"rows": np.concatenate([none, *rows])}, soft=config.overlap == "soft")
-    check_finite(scores, positions, dataset.named)
+    bad = np.flatnonzero(~np.isfinite(scores.entropy))
+    if len(bad):
+        sample = dataset.named(int(positions[bad[0]]))
+        raise NotFiniteError(
+            f"{sample}: the network's output is NaN or infinite; pack the set without this image, or name another "
+            "--network"
+        )
     return scores

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from egal_bench.errors import BenchError, Defect, RemoteTraceback
 from egal_bench.models.process import prepare_process
-from egal_bench.querying.score_shard import score_shard
+from egal_bench.querying.score_shard import NotFiniteError, score_shard
 from egal_bench.querying.shard_task import ShardTask
 from egal_bench.runs.engine import USER_ERRORS
 from egal_bench.runs.local_engine import CONTEXT
@@ -27,7 +27,7 @@ class Outcome(Enum):
 
     SCORED = "scored"
     ELSEWHERE = "another process is scoring it"
-    DAMAGED = "it is damaged or cannot be read"
+    DAMAGED = "it is damaged, cannot be read or has a sample without finite output"
 
 
 def outcomes(work: Iterable[Work], workers: int) -> Iterator[tuple[ShardTask, Outcome, str]]:
@@ -51,7 +51,7 @@ def _here(work: Iterable[Work]) -> Iterator[tuple[ShardTask, Outcome, str]]:
 def _outcome(task: ShardTask, rows: Index) -> tuple[Outcome, str]:
     try:
         return (Outcome.SCORED if score_shard(task, rows) else Outcome.ELSEWHERE), ""
-    except ShardError as error:
+    except (ShardError, NotFiniteError) as error:
         return Outcome.DAMAGED, str(error)
 
 

@@ -16,7 +16,14 @@ from egal_bench.statistics.efficiency import EFFICIENCY, efficiency, needs
 from egal_bench.statistics.estimates import estimates
 from egal_bench.statistics.outcomes import CURVE, both, curves, final, split
 from egal_bench.statistics.penalty import penalties
-from egal_bench.statistics.ranks import RankStability, RankTest, average_ranks, dataset_scores, rank_stability
+from egal_bench.statistics.ranks import (
+    LEAST_DATASETS,
+    RankStability,
+    RankTest,
+    average_ranks,
+    dataset_scores,
+    rank_stability,
+)
 from egal_bench.statistics.verdicts import verdicts
 
 
@@ -130,7 +137,10 @@ def _ranks(
         average_ranks(dataset_scores(headline), alpha=question.alpha),
         rank_stability(headline, question.generator()),
     )
-    if ranks.reason:
+    datasets = headline["dataset"].nunique()
+    if datasets < LEAST_DATASETS:
+        notes.append(f"No rank tests: they need {LEAST_DATASETS} data sets, and this report has {datasets}.")
+    elif ranks.reason:
         notes.append(f"No rank tests: {ranks.reason}.")
     if ranks.left_out:
         notes.append(f"Without rank, because a data set lacks them: {', '.join(ranks.left_out)}.")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from egal_bench.reports.classes import ClassNames
 from egal_bench.reports.joining import Joined
 from egal_bench.reports.names import number, shown
 from egal_bench.reports.pool_diagnostics import PoolDiagnostics
@@ -17,12 +18,14 @@ from egal_bench.statistics.outcomes import split
 FOR_THE_REPORT = "For the report only: no strategy has seen these ROIs, and they count as no masks."
 
 
-def diagnostic_tables(joined: Joined, frames: Mapping[str, pd.DataFrame], pool: PoolDiagnostics) -> list[Table]:
+def diagnostic_tables(
+    joined: Joined, frames: Mapping[str, pd.DataFrame], pool: PoolDiagnostics, classes: ClassNames
+) -> list[Table]:
     """Return the tables of the diagnostics that have any row; oracles are marked."""
     tables = [
-        _purchases(frames["purchases"]), _class_shares(frames["class_shares"]), _overlap(frames["overlap"]),
+        _purchases(frames["purchases"]), _class_shares(frames["class_shares"], classes), _overlap(frames["overlap"]),
         _pool(pool.pool), _distances(pool.distances), _predictions(pool.predictions),
-        _calibration(frames["calibration"]), *_confusions(frames["confusion"]), _time(frames["time"]),
+        _calibration(frames["calibration"]), *_confusions(frames["confusion"], classes), _time(frames["time"]),
     ]  # fmt: skip
     return complete(tables, joined.oracles)
 
@@ -45,7 +48,8 @@ def _purchases(frame: pd.DataFrame) -> Table:
     )  # fmt: skip
 
 
-def _class_shares(frame: pd.DataFrame) -> Table:
+def _class_shares(frame: pd.DataFrame, classes: ClassNames) -> Table:
+    datasets = sorted(frame["dataset"].unique())
     labels = sorted(frame["label"].unique())
     groups = []
     for key, cell in split(frame, ["dataset"]):
@@ -61,9 +65,15 @@ def _class_shares(frame: pd.DataFrame) -> Table:
     return Table(
         "class_shares", "Classes bought",
         "Mean share of each class among the purchases of a round, beside the initial sets, which are random draws from "
-        "the pool. The CSV file has every round.",
-        ("strategy", *(f"class {label}" for label in labels)), tuple(groups), frame,
+        f"the pool. The CSV file has every round.{classes.legend(datasets)}",
+        ("strategy", *(classes.shared(datasets, label) for label in labels)), tuple(groups),
+        frame.assign(class_name=_named(frame, "label", classes)),
     )  # fmt: skip
+
+
+def _named(frame: pd.DataFrame, column: str, classes: ClassNames) -> list[str]:
+    """Return the names of the classes whose numbers stand in `column`."""
+    return [classes.name(*row) for row in zip(frame["dataset"], frame[column], strict=True)]
 
 
 def _overlap(frame: pd.DataFrame) -> Table:
@@ -162,21 +172,24 @@ def _calibration(frame: pd.DataFrame) -> Table:
     )  # fmt: skip
 
 
-def _confusions(frame: pd.DataFrame) -> list[Table]:
+def _confusions(frame: pd.DataFrame, classes: ClassNames) -> list[Table]:
     tables = []
     for i, (key, cell) in enumerate(split(frame, ["dataset"])):
         labels = sorted(cell["label"].unique())
+        names = [shown(classes.name(key["dataset"], label)) for label in labels]
         groups = []
         for inner, own in split(cell, ["strategy"]):
             matrix = own.pivot(index="label", columns="predicted", values="samples").reindex(
                 index=labels, columns=labels
             )
-            rows = [[f"class {name}", *map(str, row)] for name, row in zip(labels, matrix.to_numpy(), strict=True)]
+            rows = [[name, *map(str, row)] for name, row in zip(names, matrix.to_numpy(), strict=True)]
             groups.append((shown(inner["strategy"]), rows))
         tables.append(Table(
             f"confusion_{i + 1}", f"Confusion matrices: {shown(key['dataset'])}",
             "Final models, test samples summed over seeds; rows are the true classes.",
-            ("true class", *(f"taken for {label}" for label in labels)), tuple(groups), cell,
+            ("true class", *(f"taken for {name}" for name in names)), tuple(groups),
+            cell.assign(class_name=_named(cell, "label", classes),
+                        predicted_name=_named(cell, "predicted", classes)),
         ))  # fmt: skip
     return tables
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,12 +15,12 @@ from PIL import Image
 from egal_bench.reports.analysis import Analysis
 from egal_bench.reports.names import number, shown, titled
 from egal_bench.reports.question import PRIMARY
+from egal_bench.reports.shard_sets import UNREADABLE, shards_of
 from egal_bench.statistics.outcomes import direction
 from egal_bench.tables.files import read
 from egal_bench.tables.folder import RunName
-from egal_shards import ShardError, ShardSet
+from egal_shards import ShardSet
 from egal_shards.reader import Sample
-from egal_shards.urls import is_url
 
 SAMPLES = 4  # per strategy
 STRATEGIES = 8  # per gallery; more would make the file too large for a page
@@ -45,9 +44,9 @@ def galleries(analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
             notes.append(f"{shown(dataset)}: no gallery, because no run has kept its explanations (--keep).")
             continue
         try:
-            shards = _shards(analysis, next(iter(maps)))
+            shards = shards_of(analysis.joined, next(iter(maps)))
             made += _of_dataset(analysis, dataset, shards, maps)
-        except (ShardError, OSError, KeyError) as error:
+        except UNREADABLE as error:
             notes.append(f"{shown(dataset)}: no gallery, because its shards cannot be read here: {_line(error)}.")
     return made, notes
 
@@ -76,26 +75,6 @@ def _explanations(analysis: Analysis, run: RunName) -> pd.DataFrame | None:
     return read(folder.part("explanations", name), "explanations").to_pandas()
 
 
-def _shards(analysis: Analysis, run: RunName) -> ShardSet:
-    """Return the shard set of a run, where it was or in the results folder.
-
-    Raises ShardError where it is not there any more, or holds other data now.
-    """
-    folder, name = analysis.joined.places[run]
-    record = analysis.joined.records[run]
-    where = str(record.get("shards", ""))
-    if is_url(where):
-        raise ShardError("they are remote, and a report fetches nothing")
-    places = [Path(where), folder.path / "shards" / Path(where).name, folder.path / "shards" / name.dataset]
-    path = next((place for place in places if (place / "manifest.json").is_file()), None)
-    if not where or path is None:
-        raise ShardError(f"{shown(where)} does not exist")
-    shards = ShardSet(path)
-    if shards.manifest.sha256 != record["settings"].get("data"):
-        raise ShardError(f"{shown(where)} holds other data now")
-    return shards
-
-
 def _of_dataset(
     analysis: Analysis, dataset: str, shards: ShardSet, maps: dict[RunName, pd.DataFrame]
 ) -> list[dict[str, Any]]:
@@ -105,7 +84,7 @@ def _of_dataset(
     bought = [(names[run], _bought(analysis, run, frame, shards, positions)) for run, frame in maps.items()]
     tested = [(names[run], _tested(frame, shards, positions)) for run, frame in maps.items()]
     described = [
-        ("bought", "the last purchases", "Samples of highest score in the last query", bought),
+        ("bought", "the last purchases", "The first purchases of the last query", bought),
         ("tested", "where the final models look", "The same test samples for every strategy", tested),
     ]
     legend = f"seed {seed}; the ROI is outlined in cyan, the Grad-CAM of the predicted class lies over it."

@@ -6,6 +6,9 @@ import hashlib
 import math
 from collections.abc import Collection
 
+from egal_shards.errors import printable
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that make a spreadsheet program run a cell
 LENGTH = 80  # characters of a name that are shown
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -35,8 +38,16 @@ def latex(text: object) -> str:
 
 def markdown(text: object) -> str:
     """Return `text` for a cell of a Markdown table, so that it is shown as it is."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]|~$#" else c for c in str(text))
+    escaped = "".join(f"\\{c}" if c in "\\`*_{}[]|~$#" else c for c in printable(str(text)))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def spreadsheet(value: object) -> object:
+    """Return a value of a CSV table: text is printable, and gets an apostrophe where a program would run it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def listed(names: list[str], most: int = 4) -> str:

@@ -12,6 +12,7 @@ from egal_bench.files import replacing
 from egal_bench.reports.analysis import analyse
 from egal_bench.reports.audit import audit
 from egal_bench.reports.charts import charts
+from egal_bench.reports.classes import class_names
 from egal_bench.reports.diagnostic_tables import diagnostic_tables
 from egal_bench.reports.diagnostics import diagnostics
 from egal_bench.reports.galleries import galleries
@@ -36,7 +37,9 @@ def write_report(runs: Sequence[Path], out: Path, question: Question) -> dict[st
     checks = audit(analysis.joined)
     verdict = verdict_json(analysis, checks)
     frames, pool = diagnostics(analysis.joined), pool_diagnostics(analysis.joined, question.generator())
-    results, bought = main_tables(analysis), diagnostic_tables(analysis.joined, frames, pool)
+    classes = class_names(analysis.joined)
+    results = main_tables(analysis, classes)
+    bought = diagnostic_tables(analysis.joined, frames, pool, classes)
     drawn = charts(analysis, pool.points, frames["calibration"])
     try:
         for name in ("tables", "figures"):

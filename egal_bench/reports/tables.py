@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from egal_bench.reports.analysis import Analysis
-from egal_bench.reports.names import latex, markdown, number, shown, titled
+from egal_bench.reports.classes import ClassNames
+from egal_bench.reports.names import latex, markdown, number, shown, spreadsheet, titled
 from egal_bench.reports.question import LABELS, OUTCOMES, PRIMARY, SHOWN_METRICS, factor, unit
 from egal_bench.statistics.outcomes import split
 from egal_bench.statistics.penalty import penalty_matrix
+from egal_bench.statistics.power import exact_floor
 from egal_bench.statistics.testset import SOURCES
 
 
@@ -38,15 +40,16 @@ class Table:
     raw: pd.DataFrame
 
     def csv(self) -> str:
-        """Return the numbers as CSV, names as they are."""
-        return self.raw.to_csv(index=False)
+        """Return the numbers as CSV; names are printable and never a formula."""
+        return self.raw.map(spreadsheet).rename(columns=spreadsheet).to_csv(index=False)
 
     def markdown(self) -> str:
         """Return the table in Markdown, with the data set as the first column where there are groups."""
         header, rows = self._flat()
-        lines = [header, ["---"] * len(header), *([markdown(cell) for cell in row] for row in rows)]
+        cells = [[markdown(cell) for cell in row] for row in [header, *rows]]
+        lines = [cells[0], ["---"] * len(header), *cells[1:]]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"**{self.title}**\n\n{body}\n\n{markdown(self.note)}\n"
+        return f"**{markdown(self.title)}**\n\n{body}\n\n{markdown(self.note)}\n"
 
     def latex(self) -> str:
         """Return the table in LaTeX; the document needs \\usepackage{booktabs}."""
@@ -67,11 +70,11 @@ class Table:
         return ["data set", *self.header], [[heading, *row] for heading, rows in self.groups for row in rows]
 
 
-def main_tables(analysis: Analysis) -> list[Table]:
+def main_tables(analysis: Analysis, classes: ClassNames) -> list[Table]:
     """Return the tables of results that have any row; oracles are marked."""
     tables = [
-        _results(analysis), _verdicts(analysis), _efficiency(analysis), _test_set(analysis), _classes(analysis),
-        _penalties(analysis), _ranks(analysis),
+        _results(analysis), _verdicts(analysis), _efficiency(analysis), _test_set(analysis),
+        _classes(analysis, classes), _penalties(analysis), _ranks(analysis),
     ]  # fmt: skip
     return complete(tables, analysis.joined.oracles)
 
@@ -157,9 +160,10 @@ def _results(analysis: Analysis) -> Table:
     shown_metrics = [f"{LABELS[name]}{'' if name == 'nll' else ', %'}" for name in metrics]
     main = LABELS[question.metric]
     return Table(
-        "results", "Results", "Mean ± standard deviation over seeds after the last round. AUBC: the metric averaged "
-        "over the labels spent. IQM: interquartile mean over seeds, with a 95 % interval. Masks: the ROIs that a run "
-        "looked at, those of the pool included.",
+        "results", "Final values and AUBC",
+        "Mean ± standard deviation over seeds after the last round. AUBC: the metric averaged over the labels spent. "
+        "IQM: interquartile mean over seeds, with a 95 % interval. Masks: the ROIs that a run looked at, those of the "
+        "pool included.",
         ("strategy", "seeds", "labels", "masks", *shown_metrics, f"AUBC of {main}", "IQM of that AUBC"),
         grouped(_ordered(rows.reset_index(), analysis), row_of), analysis.estimates,
     )  # fmt: skip
@@ -244,13 +248,16 @@ def _test_set(analysis: Analysis) -> Table:
     )  # fmt: skip
 
 
-def _classes(analysis: Analysis) -> Table:
+def _classes(analysis: Analysis, classes: ClassNames) -> Table:
     rows = analysis.estimates[analysis.estimates["metric"].str.contains("[", regex=False)]
-    metrics = sorted(rows["metric"].unique(), key=lambda name: (name.partition("[")[0], int(name.split("[")[1][:-1])))
+    parts = rows["metric"].str.extract(r"(?P<rate>\w+)\[(?P<label>\d+)\]").astype({"label": int})
+    named = [classes.name(*row) for row in zip(rows["dataset"], parts["label"], strict=True)]
+    metrics = parts.assign(metric=rows["metric"]).drop_duplicates().sort_values(["rate", "label"])
+    datasets = sorted(rows["dataset"].unique())
     groups = tuple(
         (shown(key["dataset"]), [
             [shown(strategy), *(spread(100 * by.get(m, (np.nan,) * 2)[0], 100 * by.get(m, (np.nan,) * 2)[1])
-                                for m in metrics)]
+                                for m in metrics["metric"])]
             for strategy, by in (
                 (inner["strategy"], dict(zip(own["metric"], zip(own["mean"], own["sd"], strict=True), strict=True)))
                 for inner, own in split(cell, ["strategy"])
@@ -258,10 +265,12 @@ def _classes(analysis: Analysis) -> Table:
         ])
         for key, cell in split(rows, ["dataset"])
     )  # fmt: skip
+    pairs = zip(metrics["rate"], metrics["label"], strict=True)
+    headings = [f"{rate}, {classes.shared(datasets, k)}" for rate, k in pairs]
     return Table(
         "classes", "Sensitivity and specificity per class",
-        "Mean ± standard deviation over seeds after the last round, in percent; classes by their number.",
-        ("strategy", *metrics), groups, rows,
+        f"Mean ± standard deviation over seeds after the last round, in percent.{classes.legend(datasets)}",
+        ("strategy", *headings), groups, rows.assign(class_name=named),
     )  # fmt: skip
 
 
@@ -281,13 +290,16 @@ def _penalties(analysis: Analysis) -> Table:
         }
         names = list(matrices["plain"].columns)
         groups = [
-            (heading, [*matrix_rows(m, number), ["mean penalty (lower is better)", *map(number, m.mean())]])
+            (heading, [*matrix_rows(m, number), ["beaten on average (lower is better)", *map(number, m.mean())]])
             for heading, m in matrices.items()
         ]
+    seeds = int(analysis.of_question(analysis.curves).groupby(["dataset", "strategy"])["seed"].nunique().max())
+    few = f" {seeds} seed{'s' * (seeds != 1)} can hardly show any: a 0 does not mean that two strategies are equal."
     return Table(
-        "penalties", "Penalty matrix",
+        "penalties", "Pairwise wins",
         "The share of budgets at which the strategy of the row beats the one of the column (paired t test per budget, "
-        f"p ≤ 0.05), summed over {frame['dataset'].nunique()} data set{'s' * (frame['dataset'].nunique() != 1)}.",
+        f"p ≤ 0.05), summed over {frame['dataset'].nunique()} data set{'s' * (frame['dataset'].nunique() != 1)}."
+        f"{few if seeds < exact_floor(1) else ''}",
         ("beats →", *map(shown, names)), tuple(groups), frame,
     )  # fmt: skip
 

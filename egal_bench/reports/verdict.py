@@ -13,6 +13,7 @@ from egal_bench import __version__
 from egal_bench.reports.names import listed, number, p_value, shown, titled
 from egal_bench.reports.question import LABELS, OUTCOMES, PRIMARY, Question, factor, unit
 from egal_bench.statistics.outcomes import area, curves, split
+from egal_bench.statistics.power import exact_floor
 from egal_bench.statistics.verdicts import verdicts
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ FIELDS = (
     "p_holm", "p_equivalence", "p_equivalence_holm", "comparisons", "seeds_needed",
 )  # fmt: skip
 MOST_NAMED = 5  # strategies of one verdict that a sentence names; of more it names one less, and counts the others
+HALF = 0.5  # of the test samples: with a larger class, the accuracy says little about the others
 COUNTS = ("pairs", "won", "tied", "comparisons", "seeds_needed")
 
 
@@ -58,9 +60,11 @@ def _dataset(analysis: Analysis, name: str) -> dict[str, Any]:
             if outcome == PRIMARY:
                 entry |= {"verdict": row["verdict"], "sentence": strategy_sentence(row, question, oracles)}
             entry[outcome] = fields
-    obstacle = _obstacle(own, question)
+    obstacle, main = _obstacle(own, question), rows[rows["outcome"] == PRIMARY]
     return {
-        "sentence": dataset_sentence(name, rows[rows["outcome"] == PRIMARY], question, obstacle, oracles),
+        "sentence": dataset_sentence(name, main, question, obstacle, oracles),
+        "next_step": " ".join(filter(None, [too_few_seeds(main, question), seeds_to_decide(main, oracles)])),
+        "caution": _unequal_classes(analysis, name),
         "seeds": int(own["seed"].nunique()),
         "labels": int(own["labels"].max()),
         "test_size": int(own["test_size"].max()),
@@ -87,7 +91,8 @@ def short_verdict(rounds: pd.DataFrame, question: Question, oracles: Collection[
     """Return the verdict of the report on comparable runs, as sentences for the terminal.
 
     There is a sentence per data set. Where it does not name all strategies, a sentence per family follows: the
-    variants of one strategy, such as `egal` and `egal(lambda=0.3)`.
+    variants of one strategy, such as `egal` and `egal(lambda=0.3)`. Where a strategy is undecided, the last sentence
+    on the data set says how many seeds would decide.
 
     Args:
         rounds: the `rounds` table.
@@ -107,7 +112,47 @@ def short_verdict(rounds: pd.DataFrame, question: Question, oracles: Collection[
             parts += [variants for _, variants in judged.groupby(families) if len(variants) > 1]
         obstacle = _obstacle(own, question)
         sentences += [dataset_sentence(key["dataset"], part, question, obstacle, oracles) for part in parts]
+        sentences += filter(None, [seeds_to_decide(judged, oracles)])
     return sentences
+
+
+def too_few_seeds(rows: pd.DataFrame, question: Question) -> str:
+    """Return a sentence where the undecided rows of a data set have too few seeds for any difference, else ""."""
+    undecided = _undecided(rows)
+    if undecided.empty or question.test == "t":
+        return ""
+    seeds, floor = int(undecided["pairs"].max()), exact_floor(int(undecided["comparisons"].max()), question.alpha)
+    return f"{seeds} seeds cannot show a difference; {floor} can." if seeds < floor else ""
+
+
+def seeds_to_decide(rows: pd.DataFrame, oracles: Collection[str] = ()) -> str:
+    """Return a sentence on the seeds that would decide the undecided rows of a data set, "" where none is known."""
+    undecided = _undecided(rows).dropna(subset=["seeds_needed"])
+    if undecided.empty:
+        return ""
+    low, high = (
+        "more than 1000" if math.isinf(n) else f"{n:.0f}" for n in undecided["seeds_needed"].agg(["min", "max"])
+    )
+    names = undecided["strategy"].tolist()
+    what = titled(names[0], oracles) if len(names) == 1 else "the undecided strategies"
+    return f"About {low if low == high else f'{low} to {high}'} seeds would decide {what}."
+
+
+def _undecided(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[(rows["verdict"] == "undecided") & (rows["pairs"] > 1)]
+
+
+def _unequal_classes(analysis: Analysis, name: str) -> str:
+    """Return advice where the accuracy rests mainly on one class of the test set; "" where it does not, or unknown."""
+    rows = analysis.joined.predictions
+    labels = rows[rows["dataset"] == name].drop_duplicates("key")["label"]
+    share = labels.value_counts(normalize=True).max() if len(labels) else 0.0
+    if analysis.question.metric != "accuracy" or share <= HALF:
+        return ""
+    return (
+        f"The classes are unequal ({100 * share:.0f} % of the test samples have one class): also read "
+        "--metric balanced_accuracy."
+    )
 
 
 def dataset_sentence(

@@ -7,24 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from egal_bench.console import say
 from egal_bench.errors import BenchError, Interrupted
-from egal_bench.files import replacing
 from egal_bench.runs.checkpoint import Checkpoint, stored_history
 from egal_bench.runs.engine import Engine
 from egal_bench.runs.events import RoundDone, RunDone
 from egal_bench.runs.progress import GridProgress, progress_of
 from egal_bench.runs.task import History, Task
 from egal_bench.strategies import find
-from egal_bench.tables.folder import EARLIER, ResultsFolder, RunName
+from egal_bench.tables.folder import EARLIER, NETWORK, ResultsFolder
 from egal_bench.tables.locks import POLL, Lock
 from egal_bench.tables.schemas import OPTIONAL
 from egal_bench.tables.settings import difference
-from egal_bench.tables.writing import patiently
 from egal_shards.urls import shown
 
 REPEATED = {"source", "backbone_source"}  # where only these differ, the user has edited the code: the run is repeated
@@ -64,14 +60,9 @@ def state_of(task: Task, folder: ResultsFolder) -> State:
 
 def _has_files(task: Task, folder: ResultsFolder) -> bool:
     """Return whether a finished run has every table and network that the comparison keeps."""
-    network = network_path(folder, task.run).is_file() or not task.config.save_network
+    network = folder.network(task.run).is_file() or not task.config.save_network
     expected = set(task.config.keep) - (set() if task.config.rounds else {"pool"})  # without a query there is no pool
     return network and expected <= set(folder.kept(task.run))
-
-
-def network_path(folder: ResultsFolder, run: RunName) -> Path:
-    """Return the path of the network that `--save-network` keeps of a run."""
-    return folder.part("networks", run).with_name("network.safetensors")
 
 
 def _differs(name: str, one: Any, other: Any) -> bool:
@@ -164,19 +155,11 @@ class _Session:
 
     def _finish(self, event: RunDone) -> None:
         task, name = event.task, str(event.task.run)
-        for file, content in event.files.items():
-            path = network_path(self.folder, task.run).with_name(file)
-            patiently(self.folder.path, partial(_write_file, path, content))
-        self.folder.write(task.run, self.checkpoints.pop(name).tables, record_of(event))
+        network = event.files.get(NETWORK)
+        self.folder.write(task.run, self.checkpoints.pop(name).tables, record_of(event), network)
         self.folder.remove_scratch(task.run, task.config_hash)
         self.claims.pop(name).release()
         self.progress.run_done(task)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def unfinished(tasks: Sequence[Task], folder: ResultsFolder) -> int:

@@ -15,11 +15,11 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
-from egal_bench.errors import BenchError
+from egal_bench.errors import BenchError, UserCodeError
 from egal_bench.models.process import prepare_process
 from egal_bench.runs.engine import USER_ERRORS, named
 from egal_bench.runs.events import Event, RunDone
-from egal_bench.runs.messages import event_of, messages_of
+from egal_bench.runs.messages import Message, event_of, failure_of, messages_of
 from egal_bench.runs.run import run
 from egal_bench.runs.task import Task
 from egal_bench.runs.workspace import Workspace
@@ -135,8 +135,8 @@ def _receive(connection: Connection, task: Task) -> Event:
     return event_of(message, task)
 
 
-class _Terminated(BaseException):
-    """The parent has sent SIGTERM. Unlike SystemExit, a run does not take it for a mistake of the user's code."""
+class _Terminated(KeyboardInterrupt):
+    """The parent has sent SIGTERM. A strategy that it interrupts does not take it for a mistake of the user's code."""
 
 
 def _terminate(*_: object) -> None:
@@ -147,9 +147,28 @@ def _serve(connection: Connection) -> None:
     """Execute tasks from `connection` and answer with their events, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, _terminate)  # so that `finally` blocks run
-    with suppress(_Terminated, EOFError, BrokenPipeError, ConnectionResetError):
+    try:
         prepare_process()
-        workspace = Workspace()
-        while True:
-            for message in messages_of(connection.recv(), workspace):
-                connection.send(message)
+        with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            _answer(connection)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends now, whatever comes
+    except _Terminated:
+        pass
+
+
+def _answer(connection: Connection) -> None:
+    """Execute the tasks that come, without end; raise an error of the connection once it is closed."""
+    workspace = Workspace()
+    while True:
+        for message in _messages(connection.recv(), workspace):
+            connection.send(message)
+
+
+def _messages(task: Task, workspace: Workspace) -> Iterator[Message]:
+    """Yield what `messages_of` yields; where the user's own code ends the process, the failure that says so."""
+    try:
+        yield from messages_of(task, workspace)
+    except (_Terminated, GeneratorExit):
+        raise
+    except BaseException as error:  # such as KeyboardInterrupt: Ctrl-C does not reach a worker
+        yield failure_of(task, UserCodeError.of("your own code", error))

@@ -42,7 +42,10 @@ def run(task: Task, workspace: Workspace) -> Iterator[Event]:
         else:
             labelled, first_round = record.resume(task.history), task.history.last_round + 1
             learner.restore(task.history.files)
-            if len(labelled) < config.init + first_round * config.budget:
+            if first_round > config.rounds:  # the run ended after its last round, before its network was written
+                if config.save_network and not config.warm_start:
+                    learner.fit(labelled, config.rounds)
+            elif len(labelled) < config.init + first_round * config.budget:
                 learner.fit(labelled, first_round - 1)
                 labelled = buy(labelled, first_round)
                 record.explained(learner, first_round - 1, test=False)

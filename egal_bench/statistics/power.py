@@ -38,15 +38,8 @@ def power_warning(seeds: int, comparisons: int) -> str | None:
     """
     if comparisons < 1 or seeds >= exact_floor(comparisons):
         return None
-    family = f"{comparisons} comparisons"
-    test = (
-        "an exact paired Wilcoxon test"
-        if comparisons == 1
-        else f"exact paired Wilcoxon tests of {family}, corrected by Holm,"
-    )
-    lowest = smallest_p(seeds, comparisons)
-    reach = f"cannot go below p = {lowest:.3g}" if lowest < 1 else "cannot reject at all"
+    tests = "exact paired test" if comparisons == 1 else f"exact paired tests of {comparisons} comparisons, Holm"
     return (
-        f"{seeds} seed{'s' * (seeds != 1)}: {test} {reach}, so no difference here can be significant at .05; "
-        f"{exact_floor(comparisons)} seeds or more can"
+        f"{seeds} seed{'s' * (seeds != 1)} cannot show a significant difference ({tests}: p is at least "
+        f"{smallest_p(seeds, comparisons):.3g}); {exact_floor(comparisons)} seeds or more can"
     )

@@ -106,9 +106,9 @@ class BoundStrategy:
         """
         try:
             answer = self.strategy(pool, **dict(self.parameters))
-        except BenchError:
+        except (BenchError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # a strategy must not end the program
+        except BaseException as error:  # a strategy must not end the program
             if not self.strategy.source:
                 raise
             raise UserCodeError.of(f"strategy {self.name!r}", error, self.strategy.source) from error

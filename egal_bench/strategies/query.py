@@ -55,5 +55,19 @@ class Query:
                 f"strategy {name!r} returned scores {scores.dtype} {list(scores.shape)} "
                 f"for {len(indices)} indices: it must return one number per index (NaN is allowed)"
             )
-        scores = scores.astype(np.float64)
+        scores, terms = scores.astype(np.float64), checked_terms(terms, name, size)
         return cls(indices[:budget].astype(np.int64), scores[:budget], np.isin(scores[:budget], scores[budget:]), terms)
+
+
+def checked_terms(terms: object, name: str, size: int) -> dict[str, np.ndarray]:
+    """Return the `terms` of the strategy `name`, float64 [size] each. Raises BenchError where they are not such."""
+    if not isinstance(terms, Mapping):
+        raise BenchError(f"strategy {name!r} returned terms {type(terms).__name__}: they must map names to numbers")
+    arrays = {str(term): np.asarray(values) for term, values in terms.items()}
+    for term, values in arrays.items():
+        if values.shape != (size,) or values.dtype.kind not in "fiu":
+            raise BenchError(
+                f"strategy {name!r} returned the term {term!r} as {values.dtype} {list(values.shape)}: it must be one "
+                f"number for each of the {size} samples in the pool (NaN is allowed)"
+            )
+    return {term: values.astype(np.float64) for term, values in arrays.items()}

@@ -43,6 +43,7 @@ def write_table(rows: pa.Table, path: Path) -> None:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record of the run that wrote `path`; None where there is no such file, {} where it has no record."""
+    _check_regular(path)
     try:
         metadata = pq.read_schema(path).metadata or {}
     except FileNotFoundError:
@@ -55,6 +56,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def read(path: Path, table: str) -> pa.Table:
     """Return the rows of the file at `path`. Raises BenchError for other columns, no rows, or damage."""
     schema = file_schema(table)
+    _check_regular(path)
     try:
         rows = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
@@ -72,5 +74,11 @@ def read(path: Path, table: str) -> pa.Table:
     return rows
 
 
-def _unreadable(path: Path, error: Exception) -> BenchError:
+def _check_regular(path: Path) -> None:
+    """Raise BenchError where `path` is something other than a file: to open a named pipe would block."""
+    if path.exists() and not path.is_file():
+        raise _unreadable(path, "not a regular file")
+
+
+def _unreadable(path: Path, error: Exception | str) -> BenchError:
     return BenchError(f"{path}: unreadable ({error}); the same comparison computes it again")

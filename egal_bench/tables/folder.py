@@ -7,18 +7,21 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from egal_bench.console import say
 from egal_bench.errors import BenchError
 from egal_bench.files import replacing
 from egal_bench.tables.files import as_table, part, read, read_record, run_of, write_table
 from egal_bench.tables.locks import FOLDER as LOCKS
 from egal_bench.tables.locks import Lock, try_lock
-from egal_bench.tables.schemas import OPTIONAL, SCHEMAS
+from egal_bench.tables.schemas import OPTIONAL, ORDER, SCHEMAS
 from egal_bench.tables.writing import patiently
 
 EARLIER: dict[str, Any] = {"config_hash": "", "settings": {"numbers": 1}, "last_round": -1}
+NETWORK = "network.safetensors"  # name of the file of a run's network
 RunTables = dict[str, list[dict[str, Any]]]  # rows of each table, without the columns that name the run
 
 
@@ -66,6 +69,10 @@ class ResultsFolder:
         """Return the path of the run's file of `table`."""
         return part(self.path, table, *run)
 
+    def network(self, run: RunName) -> Path:
+        """Return the path of the network that `--save-network` keeps of a run."""
+        return self.part("networks", run).with_name(NETWORK)
+
     def records(self, *, damaged_raise: bool = True) -> dict[RunName, dict[str, Any]]:
         """Return the record of every complete run, sorted by name.
 
@@ -99,18 +106,31 @@ class ResultsFolder:
         return record
 
     def kept(self, run: RunName) -> list[str]:
-        """Return the tables of a complete run that are present and belong to it."""
-        record = self.record(run)
-        if record is None:
-            return []
-        records = {table: read_record(self.part(table, run)) for table in SCHEMAS}
-        return [table for table, other in records.items() if other is not None and _core(other) == _core(record)]
+        """Return the tables of a complete run that are present and belong to it.
+
+        An optional table whose file cannot be opened counts as absent, and a note on stderr says so.
+        """
+        record, kept = self.record(run), []
+        for table in SCHEMAS if record else ():
+            try:
+                if self._belongs(table, run, record):
+                    kept.append(table)
+            except BenchError as error:
+                say(f"left out: {error}")
+        return kept
+
+    def _belongs(self, table: str, run: RunName, record: Mapping[str, Any] | None) -> bool:
+        """Return whether the run's file of `table` carries `record`; no file carries None."""
+        other = read_record(self.part(table, run))
+        return other is not None and record is not None and _core(other) == _core(record)
 
     def is_intact(self, run: RunName) -> bool:
         """Return whether every table of a complete run can be read, each page as it was written."""
         try:
-            for table in self.kept(run):
-                read(self.part(table, run), table)
+            record = self.record(run)
+            for table in SCHEMAS:
+                if self._belongs(table, run, record):
+                    read(self.part(table, run), table)
         except BenchError:
             return False
         return True
@@ -119,30 +139,43 @@ class ResultsFolder:
         """Return the rows of the tables of a complete run."""
         return {table: read(self.part(table, run), table).to_pylist() for table in self.kept(run)}
 
-    def write(self, run: RunName, tables: Mapping[str, list[dict[str, Any]]], record: Mapping[str, Any]) -> None:
-        """Write the tables of a run, so that they appear together.
+    def write(
+        self, run: RunName, tables: Mapping[str, list[dict[str, Any]]], record: Mapping[str, Any],
+        network: bytes | None = None,
+    ) -> None:  # fmt: skip
+        """Write the tables of a run, each sorted by its ORDER, and its network, so that they appear together.
 
-        All files are written under temporary names first. `rounds` is renamed last; whoever is killed between two
-        renames leaves tables with different records, which `record` takes for an absent run.
+        All files are written under temporary names first. `rounds` is the last table to be renamed; whoever is killed
+        between two renames leaves tables with different records, which `record` takes for an absent run. The network
+        of the old tables is removed before the first rename, and the new one is renamed after `rounds`; so no tables
+        ever stand beside the network of other tables.
 
         Raises:
             BenchError: the disk is full, or the file system stays away; see `patiently`. The old tables remain.
         """
         if not self._existed:  # type: ignore[attr-defined]
             self.path.mkdir(parents=True, exist_ok=True)
-        patiently(self.path, lambda: self._write(run, tables, record))
+        patiently(self.path, lambda: self._write(run, tables, record, network))
 
-    def _write(self, run: RunName, tables: Mapping[str, list[dict[str, Any]]], record: Mapping[str, Any]) -> None:
+    def _write(
+        self, run: RunName, tables: Mapping[str, list[dict[str, Any]]], record: Mapping[str, Any],
+        network: bytes | None,
+    ) -> None:  # fmt: skip
         with ExitStack() as renames:  # the last entered is renamed first
+            if network is not None:
+                self.network(run).parent.mkdir(parents=True, exist_ok=True)
+                renames.enter_context(replacing(self.network(run))).write_bytes(network)
             for table in ("rounds", *(name for name in SCHEMAS if name != "rounds")):
                 path = self.part(table, run)
                 if tables.get(table):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     temporary = renames.enter_context(replacing(path))
                     carried = record if table == "rounds" else _core(record)
-                    write_table(as_table(table, tables[table], carried), temporary)
+                    rows = sorted(tables[table], key=itemgetter(*ORDER[table]))
+                    write_table(as_table(table, rows, carried), temporary)
                 else:
                     path.unlink(missing_ok=True)
+            self.network(run).unlink(missing_ok=True)
 
     def claim(self, run: RunName) -> Lock | None:
         """Return the right to execute `run`, None while another process has it.
@@ -154,6 +187,8 @@ class ResultsFolder:
             for table in SCHEMAS:
                 for leftover in self.part(table, run).parent.glob(".*.part.parquet"):
                     leftover.unlink(missing_ok=True)
+            for leftover in self.network(run).parent.glob(f".*.{NETWORK}"):
+                leftover.unlink(missing_ok=True)
         return lock
 
     def scratch(self, run: RunName, config_hash: str) -> Path:

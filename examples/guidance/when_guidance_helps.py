@@ -1,6 +1,6 @@
 """A study through the Python API: when does guidance by explanations help?
 
-    python when_guidance_helps.py OUT [--seeds 10] [--rounds 4] [--samples 1500] [--steps auto] [--workers N]
+    python when_guidance_helps.py OUT [--seeds 10] [--rounds 3] [--samples 1000] [--steps auto] [--workers N]
 
 Phantoms with a shortcut of 0, 0.5, 0.8 and 0.95 are compared, each with and without the explanation loss in training.
 OUT gets two results folders, `explain-loss-0` and `explain-loss-1`, the table `gains.csv` and the picture
@@ -26,7 +26,6 @@ EXPLAIN_LOSSES = (0.0, 1.0)
 STYLES = {  # colours of Okabe and Ito, which colour-blind readers can tell apart
     "random": {"color": "#4d4d4d", "marker": "o"},
     "entropy": {"color": "#0072b2", "marker": "s"},
-    "misalignment": {"color": "#009e73", "marker": "^"},
     "egal": {"color": "#d55e00", "marker": "D"},
 }
 
@@ -90,7 +89,7 @@ def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    for name, default in (("seeds", 10), ("rounds", 4), ("samples", 1500), ("workers", None)):
+    for name, default in (("seeds", 10), ("rounds", 3), ("samples", 1000), ("workers", None)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", default="auto")
     args = parser.parse_args()

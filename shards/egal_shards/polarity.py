@@ -29,17 +29,24 @@ def check_mask_roi(choice: str | None) -> None:
 def roi_side(light: np.ndarray, choice: MaskRoi | None) -> np.ndarray:
     """Return the ROI of one mask file, bool [H,W].
 
-    Without a choice the ROI is the light side, and a note tells whether the mask looks inverted.
+    Without a choice the ROI is the light side. A note tells whether the mask looks inverted, also after a choice.
 
     Args:
         light: The pixels above 0 (`masks.roi_of`), bool [H,W].
         choice: The side that the user chose.
     """
-    if choice == "dark":
-        return ~light
-    if choice is None and light.any() and not light.all():
+    if choice is not None:
+        roi = ~light if choice == "dark" else light
+        if _fills_border(roi):
+            note(f"with --mask-roi {choice} a mask whose ROI fills the border: look at the picture of `inspect`")
+        return roi
+    if light.any() and not light.all():
         note(TWO_SIDED)
-        border = np.concatenate([light[0], light[-1], light[1:-1, 0], light[1:-1, -1]])
-        if border.mean() >= _BORDER:
+        if _fills_border(light):
             note(LIGHT_BORDER)
     return light
+
+
+def _fills_border(side: np.ndarray) -> bool:
+    """Return whether a side of a mask, bool [H,W], covers nearly all of the border."""
+    return bool(np.concatenate([side[0], side[-1], side[1:-1, 0], side[1:-1, -1]]).mean() >= _BORDER)

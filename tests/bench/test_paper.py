@@ -19,7 +19,7 @@ OF_COMPARISON = {"strategies", "seeds", "regime"}  # what the presets add to com
 
 def rows() -> dict[str, tuple[str, str]]:
     """Return the columns `author's code` and `here` of the table, by setting."""
-    lines = PAGE[PAGE.index("| setting |") :].partition("\n\n")[0].splitlines()[2:]
+    lines = PAGE[PAGE.index("| setting | author") :].partition("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {setting: (author, here.strip("`")) for setting, author, here in cells}
 

@@ -133,3 +133,9 @@ def test_other_sources_of_mask_files_have_the_same_flag(tmp_path, pack_set, name
     assert load(mask_roi="dark").made["mask_roi"] == "dark"
     with pytest.raises(ShardError, match="mask_roi 'black' is neither light nor dark"):
         load(mask_roi="black")
+
+
+def test_a_mask_that_is_not_inverted_is_named_after_the_choice(folder_of, packed_rois, capsys):
+    masks = [~disc(6, 8 + i) for i in range(SAMPLES - 2)] + [disc(6), EMPTY]
+    packed_rois(folder_of(masks), mask_roi="dark")
+    assert "with --mask-roi dark a mask whose ROI fills the border" in capsys.readouterr().err

@@ -21,14 +21,14 @@
       else if (name === "query") form.elements[name].value = values[values.length - 1];
     });
     offer(0);
-    const redraw = report.whenVisible(element, (light) => {
-      const colours = report.theme(light), { traces, x, y, sentence, limits } = draw(chosen(names.length)[0], colours);
+    const redraw = report.whenVisible(element, (print) => {
+      const colours = report.theme(print), { traces, x, y, sentence, limits } = draw(chosen(names.length)[0], colours);
       const layout = report.layout(colours, x, y);
       Object.assign(layout.yaxis, limits.y);
       Object.assign(layout.xaxis, limits.x);
-      layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+      layout.legend = report.legend;
       layout.margin.t = 40;
-      report.plotly().react(element, traces, layout, report.settings);
+      report.plot(element, traces, layout, print);
       described.textContent = sentence;
       element.setAttribute("aria-label", sentence);
     });

@@ -84,22 +84,22 @@
       fill: "toself", fillcolor: colour + "26", line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false };
   }
 
-  function draw(light) {
+  function draw(print) {
     const [metric, x, spread, view] = ["metric", "x", "spread", "view"].map((name) => form.elements[name].value);
     const about = data.metrics.find((m) => m.id === metric), set = dataset();
-    const colours = report.theme(light), text = colours.text;
+    const colours = report.theme(print), text = colours.text;
     const strategies = set.strategies.filter((s) => !isHidden(s) && !(view === "difference" && s.baseline));
     const traces = [], rows = [];
     for (const s of strategies) {
       const xs = x === "labels" ? set.labels : s.masks, own = styleOf(s, text), sums = summary(s, metric, view, spread, about.factor);
       if (spread === "seeds") {
         valuesOf(s, metric, view).forEach((row, i) => traces.push({ x: xs, y: row.map((v) => (v === null ? null : about.factor * v)),
-          mode: "lines", line: { ...own, width: 1 }, opacity: .6, name: asText(s.name), showlegend: false,
+          mode: "lines", line: { ...own, width: 1 }, opacity: .6, name: asText(s.name), showlegend: i === 0,
           text: xs.map(() => asText(s.name) + ", seed " + s.seeds[i]), hoverinfo: "x+y+text" }));
       } else {
         traces.push(band(xs, sums, own.color));
         traces.push({ x: xs, y: sums.centre, mode: "lines+markers", line: own, marker: { size: 5 }, name: asText(s.name),
-          showlegend: false, text: xs.map(() => asText(s.name)), hoverinfo: "x+y+text" });
+          text: xs.map(() => asText(s.name)), hoverinfo: "x+y+text" });
       }
       rows.push([s.name, ...sums.centre.map((c, r) => (c === null || c === undefined ? "–" : c.toFixed(2) +
         (spread !== "iqm" && sums.low[r] !== null ? " ± " + (c - sums.low[r]).toFixed(2) :
@@ -108,7 +108,8 @@
     const words = about.label + (about.factor === 100 ? ", %" : "") + (view === "difference" ? ", minus " + data.baseline : "");
     const layout = report.layout(colours, x === "labels" ? "labels" : "masks looked at", asText(words));
     if (view === "difference") layout.yaxis.zerolinecolor = text;
-    report.plotly().react(chart, traces, layout, report.settings);
+    layout.showlegend = false; // the form names the strategies
+    report.plot(chart, traces, layout, print);
     const kind = { sd: "mean ± standard deviation", iqm: "interquartile mean and its 95 % interval", seeds: "each seed" }[spread];
     const sentence = set.name + ": " + words + " against " + x + ", " + kind + ", " + strategies.length + " of " + set.strategies.length + " strategies.";
     described.textContent = sentence;

@@ -14,7 +14,7 @@ const report = (() => {
     return window.Plotly;
   }
 
-  // Calls draw(light) when the element comes near the screen; returns a function that draws again from then on.
+  // Calls draw(print) when the element comes near the screen; returns a function that draws again from then on.
   function whenVisible(element, draw) {
     const chart = { draw, started: false };
     const observer = new IntersectionObserver((entries) => {
@@ -28,9 +28,9 @@ const report = (() => {
     return () => { if (chart.started) draw(false); };
   }
 
-  function theme(light) {
+  function theme(print) {
     const style = getComputedStyle(document.documentElement);
-    const colour = (name, print) => (light ? print : style.getPropertyValue(name).trim());
+    const colour = (name, onPaper) => (print ? onPaper : style.getPropertyValue(name).trim());
     return { text: colour("--text", "#000000"), line: colour("--line", "#bbbbbb"), soft: colour("--soft", "#444444"),
       accent: colour("--worse", "#a63d00") };
   }
@@ -44,10 +44,18 @@ const report = (() => {
     };
   }
 
+  const legend = { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 };
+  const paper = { width: 680, height: 430, autosize: false, showlegend: true, legend }; // fits A4 and US letter
+
+  // On paper there is no form that names the colours and no window to fill: a chart has a legend and a fixed size.
+  function plot(element, traces, layout, print) {
+    const settings = { displaylogo: false, responsive: !print, displayModeBar: print ? false : "hover" };
+    plotly().react(element, traces, { ...layout, ...(print ? paper : {}) }, settings);
+  }
+
   // Plotly reads a few tags and entities in its texts; names are text and nothing else.
   const asText = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const fill = (select, options) => select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
-  const settings = { displaylogo: false, responsive: true };
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     charts.filter((chart) => chart.started).forEach((chart) => chart.draw(false));
@@ -63,5 +71,5 @@ const report = (() => {
     charts.forEach((chart) => chart.draw(false));
   });
   for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
-  return { data, plotly, whenVisible, theme, layout, asText, fill, settings };
+  return { data, plot, whenVisible, theme, layout, legend, asText, fill };
 })();

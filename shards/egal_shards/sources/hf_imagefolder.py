@@ -17,7 +17,7 @@ from egal_shards.sources.files import MAX_TABLE, Folder, open_regular, relative_
 from egal_shards.sources.flags import DUP, GROUP, MASK_ROI, WINDOW
 from egal_shards.sources.listing import Listing
 from egal_shards.sources.names import joined, nearest, sorted_classes, valid_text
-from egal_shards.sources.remarks import with_notes
+from egal_shards.sources.remarks import BY_IMAGE, with_notes
 from egal_shards.sources.tables import AnyTable, Row, Table, duplicates, grouping
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -91,7 +91,10 @@ def imagefolder(
     }  # fmt: skip
     if mask_roi:
         made["mask_roi"] = mask_roi
-    return Source(root.resolve().name, tuple(classes or sorted_classes(labels)), records, with_notes(made, labels))
+    notes = [] if group else [BY_IMAGE]
+    return Source(
+        root.resolve().name, tuple(classes or sorted_classes(labels)), records, with_notes(made, labels, notes)
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from egal_shards.sources.files import MAX_TABLE, Folder, read_bytes, relative_pa
 from egal_shards.sources.flags import DUP, GROUP, MASK_ROI, WINDOW
 from egal_shards.sources.listing import Listing
 from egal_shards.sources.names import joined, nearest, sorted_classes
-from egal_shards.sources.remarks import with_notes
+from egal_shards.sources.remarks import BY_IMAGE, with_notes
 from egal_shards.sources.tables import Row, Table, duplicates, grouping
 
 _SIDES = {"pool": "pool", "train": "pool", "test": "test"}
@@ -94,7 +94,10 @@ def folder(
     if not labelled:
         return Source(root.resolve().name, (), records, made | {"note": UNLABELLED})
     labels = [record.label for record in records]
-    return Source(root.resolve().name, tuple(classes or sorted_classes(labels)), records, with_notes(made, labels))
+    notes = [] if group else [BY_IMAGE]
+    return Source(
+        root.resolve().name, tuple(classes or sorted_classes(labels)), records, with_notes(made, labels, notes)
+    )
 
 
 def _opened(path: Path, classes: Sequence[str] | None) -> Table:

@@ -38,7 +38,7 @@ def test_last_line_is_the_json_of_the_contract(finished):
 def test_printed_table_says_what_is_needed_to_judge_it(finished):
     _, process = finished
     text = " ".join(process.stdout.split())
-    test = "2 seeds: exact paired Wilcoxon tests of 2 comparisons"
+    test = "2 seeds cannot show a significant difference (exact paired tests of 2 comparisons"
     for part in ("mean ± sd over 2 seeds", "AUBC−random", "Standard error", test, "tied"):
         assert part in text, part
     assert process.stderr.count("run ") == 6  # without a terminal, one line per finished run

@@ -25,6 +25,11 @@ def keys_of(tmp_path):
         "key\na\nb-1\n_c\n",
         'rank,key,file\n1,a,"x,""y"\n2,b-1,\n3,_c,\n',
         "\ufeffkey\r\na\r\nb-1\r\n_c\r\na\r\n",
+        "rank, Key \n1,a\n2,b-1\n3,_c\n",
+        'KEY;file\na;"x,y"\nb-1;\n_c;\n',
+        '"file"\t"key"\n"x"\t"a"\n"y"\t"b-1"\n"z"\t"_c"\n',
+        "sep=;\r\nfile;key\r\nx;a\r\ny;b-1\r\nz;_c\r\n",
+        '"sep=|"\nfile|key\nx|a\ny|b-1\nz|_c\n',
     ],
 )
 def test_a_table_and_lines_give_the_same_keys(keys_of, content):
@@ -42,6 +47,8 @@ def test_the_apostrophe_of_query_csv_does_not_belong_to_the_key(keys_of):
         ("a\nb c\n", "line 2: 'b c' is not a key"),
         ("name,label\na,x\n", "no column `key`; its columns: name, label"),
         ("rank,key\n1\n", "line 2: '' is not a key"),
+        ("name;label\na;x\n", "no column `key`; its columns: name, label"),
+        ("sep=;\nkey;file\na;x\nb c;y\n", "line 4: 'b c' is not a key"),
         (b"\xff\xfe\x00", "not UTF-8"),
         ('key\n"a\n', "is not CSV"),
         ("key\n" + "a" * 70_000, "is not CSV"),

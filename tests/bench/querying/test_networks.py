@@ -38,7 +38,14 @@ def rewritten(home, path, **fields):
     ("fields", "message"),
     [
         ({"backbone": "os:getcwd"}, "its trunk is your own code, 'os:getcwd'; give --backbone os:getcwd"),
-        ({"classes": ["a", "b"]}, "its tensors are not those of small-cnn"),
+        (
+            {"classes": ["a", "b"]},
+            r"its tensors are not those of small-cnn for 1 channel and 2 classes \(.* has the shape \(3, .*not \(2, ",
+        ),
+        (
+            {"channels": 3},
+            r"not those of small-cnn for 3 channels .* has the shape \(16, 1, 5, 5\), not \(16, 3, 5, 5\)\); train",
+        ),
         ({"classes": []}, "its metadata do not describe one"),
         ({"channels": 2}, "its metadata do not describe one"),
         ({"image_size": 10**9}, "its metadata do not describe one"),

@@ -15,6 +15,7 @@ from egal_bench.dataset import open_dataset
 from egal_bench.errors import BenchError, Interrupted
 from egal_bench.models.saving import load_network
 from egal_bench.querying import query as query_module
+from egal_bench.querying import score_shard as score_shard_module
 from egal_bench.querying.pools import PoolSet, described
 from egal_bench.querying.query_files import cell
 from egal_bench.scoring.pool_pass import score
@@ -36,6 +37,10 @@ def whole(home):
 
 def stored(out):
     return pd.read_parquet(out / "query.parquet")
+
+
+def summary_of(out):
+    return (out / "summary.txt").read_text()
 
 
 def names(frame):
@@ -64,7 +69,7 @@ def test_query_files_hold_the_same_rows_and_where_they_come_from(scored, home):
     assert environment["versions"]["torch"]
     assert environment["pools"].keys() == {"north", "south"}
     assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
-    assert "6 samples to annotate next, by egal" in (out / "summary.txt").read_text()
+    assert "6 samples to annotate next, by egal" in summary_of(out)
 
 
 def test_order_of_sets_and_two_processes_change_no_byte(scored, fresh_query):
@@ -74,7 +79,7 @@ def test_order_of_sets_and_two_processes_change_no_byte(scored, fresh_query):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("damage", ["absent", "truncated", "flipped", "foreign", "half-written"])
+@pytest.mark.parametrize("damage", ["absent", "truncated", "flipped", "foreign", "half-written", "pipe", "device"])
 def test_only_the_missing_scores_are_computed_again(query, damage):
     out = query("entropy").out
     before, scores = (out / "query.csv").read_bytes(), sorted(out.glob("scores/*/*.parquet"))
@@ -91,11 +96,26 @@ def test_only_the_missing_scores_are_computed_again(query, damage):
             pq.write_table(pq.read_table(victim).replace_schema_metadata(None), victim)
         case "half-written":
             victim.rename(victim.with_name(f".123.{victim.name}"))
+        case "pipe":
+            victim.unlink()
+            os.mkfifo(victim)
+        case "device":
+            victim.unlink()
+            victim.symlink_to("/dev/zero")
     query("entropy")
     assert victim.read_bytes() == content
     assert scores[0].stat().st_mtime == 1
     assert sorted(out.glob("scores/*/.*")) == []
     assert (out / "query.csv").read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_scores_is_named_and_kept(query, tmp_path):
+    file = tmp_path / "out/scores/north/shard-000000.parquet"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BenchError, match=r"shard-000000.parquet: is a folder, .*; move it elsewhere"):
+        query("entropy")
+    assert file.is_dir()
 
 
 def test_another_strategy_scores_no_shard_again(query, monkeypatch):
@@ -128,6 +148,25 @@ def test_damaged_shards_are_named_and_the_others_scored(home, tmp_path, score_st
     assert len(list((tmp_path / "out").glob("scores/north/*.parquet"))) == len(shards)
 
 
+def test_a_sample_without_finite_output_costs_its_shard_alone(home, tmp_path, score_status, capsys, monkeypatch):
+    real, calls = score_shard_module.scores_of, []
+
+    def with_nan(columns, *, soft):
+        scores = real(columns, soft=soft)
+        calls.append(len(scores.entropy))
+        if len(calls) == 2:
+            scores.entropy[0] = np.nan
+        return scores
+
+    monkeypatch.setattr(score_shard_module, "scores_of", with_nan)
+    words = ["north", "--network=network.safetensors", "--top=3", "--workers=1", f"--out={tmp_path / 'out'}", "--json"]
+    assert score_status(*words) == 2
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(answer["damaged"]) == ["north/shard-000001.tar"]
+    assert "network's output is NaN or infinite" in answer["damaged"]["north/shard-000001.tar"]
+    assert answer["samples"] == sum(calls) - calls[1] > 0
+
+
 def test_labelled_samples_are_left_out_and_unknown_keys_counted(query, tmp_path):
     first = stored(query("entropy", top=4, shards=("north",)).out)
     keys = tmp_path / "keys.csv"
@@ -135,12 +174,16 @@ def test_labelled_samples_are_left_out_and_unknown_keys_counted(query, tmp_path)
     result = query("entropy", top=4, shards=("north",), labelled=keys)
     assert (result.labelled, result.unknown) == (4, 1)
     assert not set(stored(result.out).key) & set(first.key)
-    assert "1 key of --labelled lies in no shard" in (result.out / "summary.txt").read_text()
+    assert "1 key of --labelled lies in no shard" in summary_of(result.out)
+    keys.write_text(f"key\n{first.key[0]}\n")
+    query("entropy", top=4, shards=("north",), labelled=keys)
+    assert "Left out: 1 labelled sample.\n" in summary_of(result.out)
 
 
 def test_all_samples_are_chosen_where_top_asks_for_more(query, whole):
     result, pool = query("margin", top=1000, shards=("south",)), whole[whole.pool == "south"]
     assert result.chosen == len(pool)
+    assert "--top 1000 asks for more samples than there are, so the query is the whole pool." in summary_of(result.out)
     assert sorted(names(stored(result.out))) == sorted(zip(pool.pool, pool.key, strict=True))
 
 
@@ -149,7 +192,7 @@ def test_strategies_that_compare_samples_give_distinct_ones(query, strategy):
     result = query(strategy, top=6)
     assert len(set(names(stored(result.out)))) == 6
     note = "best of" if "normalise" not in strategy else "a few numbers of each"
-    assert note in (result.out / "summary.txt").read_text()
+    assert note in summary_of(result.out)
 
 
 def test_diverse_candidates_are_the_best_by_egal_itself(query):

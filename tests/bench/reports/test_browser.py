@@ -15,6 +15,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+A4 = 703  # CSS pixels of a page between its margins
 HOSTILE = "<img src=x onerror=alert(1)>&lt;b"
 
 
@@ -165,6 +166,25 @@ def test_the_report_prints_to_pdf(page):
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
+def test_a_printed_chart_fits_the_page_and_names_its_colours(page):
+    width = "document.querySelector('#curves .main-svg').getBoundingClientRect().width"
+    on_screen = page.evaluate(width)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_selector("#curves .legendtext")
+    names = page.eval_on_selector_all("#curves .legendtext", "all => all.map((one) => one.textContent)")
+    assert sorted(names) == sorted(["random", "egal", "entropy", "misalignment", HOSTILE])
+    assert page.evaluate(width) <= A4
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function(f"() => {width} === {on_screen}")
+    assert page.locator("#curves .legendtext").count() == 0
+
+
+def test_tables_fit_the_printed_page(page):
+    page.set_viewport_size({"width": A4, "height": 1000})
+    page.emulate_media(media="print")
+    assert page.evaluate("document.querySelector('#results').scrollWidth") <= A4
+
+
 def test_every_control_has_a_name_for_a_screen_reader(page):
     names = page.eval_on_selector_all(
         "select, input, button, svg[role=img], #curves, .chart, .scroll",
@@ -186,4 +206,6 @@ def test_the_opacity_slider_changes_the_class_maps(browser, tmp_path):
     page.keyboard.press("End")
     assert page.evaluate(opacity) == "1"
     assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    page.emulate_media(media="print")
+    assert not page.is_visible("#opacity")
     page.close()

@@ -147,7 +147,7 @@ DEGENERATE = {
     "zero rounds": ({"rounds": 0}, "no query round was run"),
     "constant metric": ({"constant": True}, "accuracy is the same in every run"),
     "no predictions": ({"predictions": False}, "No run has kept its predictions"),
-    "two data sets": ({"datasets": ("a", "b")}, "rank tests need at least 3"),
+    "two data sets": ({"datasets": ("a", "b")}, "No rank tests: they need 3 data sets, and this report has 2."),
     "one seed of one strategy": ({"strategies": ("random",), "seeds": [0], "rounds": 0}, "no query round"),
     "missing seeds": ({"missing": [("cheng", "egal", s) for s in (0, 1, 2)]}, "egal has no finished run with seed 0"),
 }
@@ -162,6 +162,14 @@ def test_a_report_says_what_could_not_be_computed(tmp_path, case):
         assert "no ROI was used" in page.words
     assert "nan" not in re.findall(r"\w+", page.words.lower())
     json.dumps(verdict, allow_nan=False)
+
+
+def test_the_page_says_what_to_do_next_below_the_verdict(tmp_path):
+    page, verdict = report_on(tmp_path, seeds=range(3), noise=0.05)
+    dataset = verdict["datasets"]["cheng"]
+    assert re.match(r"3 seeds cannot show a difference; 7 can\. About .* seeds would decide ", dataset["next_step"])
+    assert f"{dataset['sentence']} {dataset['next_step']}" in page.words
+    assert "3 seeds can hardly show any" in page.words
 
 
 def command(*words, cwd):

@@ -1,6 +1,7 @@
 """verdict.json says what the statistics say, and what a hand-made case must give."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -10,7 +11,7 @@ from egal_bench.reports.analysis import analyse
 from egal_bench.reports.audit import audit
 from egal_bench.reports.joining import join
 from egal_bench.reports.question import Question
-from egal_bench.reports.verdict import short_verdict, verdict_json
+from egal_bench.reports.verdict import seeds_to_decide, short_verdict, too_few_seeds, verdict_json
 from egal_bench.tables.results import load
 
 
@@ -122,10 +123,46 @@ def test_the_short_verdict_knows_what_is_missing(short):
 
 def test_variants_that_the_sentence_leaves_out_have_their_own(short):
     variants = ("egal", *(f"egal(lambda={i})" for i in range(2, 5)))
-    first, family = short(strategies=("random", "entropy", "badge", *variants), seeds=range(2), noise=0.1)
+    first, family, _ = short(strategies=("random", "entropy", "badge", *variants), seeds=range(2), noise=0.1)
     assert first.endswith("and 2 others are undecided against random.")
     assert all(name in family for name in variants)
     assert "entropy" not in family
+
+
+def undecided(**needed):
+    """Return rows of `verdicts` on strategies that need these numbers of seeds."""
+    rows = pd.DataFrame({"strategy": list(needed), "seeds_needed": list(needed.values())})
+    return rows.assign(verdict="undecided", pairs=3, comparisons=4)
+
+
+@pytest.mark.parametrize(
+    ("needed", "sentence"),
+    [
+        ({"egal": 27.0, "badge": 189.0}, "About 27 to 189 seeds would decide the undecided strategies."),
+        ({"egal": 27.0}, "About 27 seeds would decide egal."),
+        ({"egal": 9.0, "badge": np.inf}, "About 9 to more than 1000 seeds would decide the undecided strategies."),
+        ({"egal": np.nan}, ""),
+    ],
+)
+def test_the_next_step_names_the_seeds_that_decide(needed, sentence):
+    assert seeds_to_decide(undecided(**needed)) == sentence
+
+
+def test_too_few_seeds_are_named_with_the_number_that_can():
+    rows = undecided(egal=27.0)
+    assert too_few_seeds(rows, Question()) == "3 seeds cannot show a difference; 8 can."
+    assert too_few_seeds(rows.assign(pairs=8), Question()) == ""
+    assert too_few_seeds(rows.assign(verdict="better"), Question()) == ""
+
+
+def test_a_class_with_most_test_samples_is_a_caution(tmp_path):
+    out = write_results(tmp_path / "equal", seeds=range(2))
+    assert verdict_of(out)["datasets"]["cheng"]["caution"] == ""
+    unequal = write_results(tmp_path / "unequal", seeds=range(2), test_size=1)
+    assert verdict_of(unequal)["datasets"]["cheng"]["caution"] == (
+        "The classes are unequal (100 % of the test samples have one class): also read --metric balanced_accuracy."
+    )
+    assert verdict_of(unequal, metric="balanced_accuracy")["datasets"]["cheng"]["caution"] == ""
 
 
 def test_an_oracle_is_marked_in_the_sentence(short):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bench.command_line import EGAL_BENCH, egal_bench
 from bench.tiny import FLAGS, contents, tiny_config
 from egal_bench.runs.comparison import compare
-from egal_bench.runs.events import RoundDone
+from egal_bench.runs.events import RoundDone, RunDone
 from egal_bench.runs.grid import resolved, tasks_of
 from egal_bench.runs.local_engine import LocalEngine
 from egal_bench.runs.task import History
@@ -32,6 +33,30 @@ def test_more_rounds_continue_a_finished_run(phantom_dataset, tmp_path, regime, 
         compare(tiny_config(shards, out=tmp_path / "grown", rounds=rounds, **settings))
     compare(tiny_config(shards, out=tmp_path / "fresh", rounds=3, **settings))
     assert_same(contents(tmp_path / "grown"), contents(tmp_path / "fresh"))
+    for table in SCHEMAS.keys() - {"rounds"}:  # which holds timings
+        (fresh,) = (tmp_path / "fresh").glob(f"{table}/**/part.parquet")
+        assert (tmp_path / "grown" / fresh.relative_to(tmp_path / "fresh")).read_bytes() == fresh.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"steps": 3, "replace": True}, {"rounds": 2}], ids=["replaced", "continued"])
+def test_the_network_of_earlier_tables_is_removed(phantom_dataset, tmp_path, changes):
+    config = tiny_config(phantom_dataset(150).shards.where, out=tmp_path / "out", rounds=1, save_network=True)
+    compare(config)
+    (network,) = (tmp_path / "out").glob("networks/**/network.safetensors")
+    compare(config.model_copy(update=changes | {"save_network": False}))
+    assert not network.exists()
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_run_interrupted_after_its_last_round_keeps_its_network(phantom_dataset, tmp_path, warm_start):
+    dataset = phantom_dataset(150)
+    settings = {"rounds": 1, "save_network": True, "warm_start": warm_start}
+    (task,) = tasks_of(resolved(tiny_config(dataset.shards.where, **settings)), [dataset], ResultsFolder(tmp_path))
+    *rounds, end = LocalEngine(1).execute([task])
+    tables = {table: [row for event in rounds for row in event.tables[table]] for table in SCHEMAS}
+    (again,) = LocalEngine(1).execute([replace(task, history=History(tables, rounds[-1].files))])
+    assert isinstance(again, RunDone)
+    assert again.files == end.files
 
 
 @pytest.mark.parametrize(
@@ -43,8 +68,6 @@ def test_an_interrupted_run_repeats_no_finished_round(phantom_dataset, tmp_path,
     (task,) = tasks_of(config, [dataset], ResultsFolder(tmp_path))
     events = [event for event in LocalEngine(1).execute([task]) if isinstance(event, RoundDone)]
     for finished in range(1, 4):
-        from dataclasses import replace
-
         tables = {t: [row for event in events[:finished] for row in event.tables[t]] for t in SCHEMAS}
         history = History(tables, events[finished - 1].files)
         resumed = [e for e in LocalEngine(1).execute([replace(task, history=history)]) if isinstance(e, RoundDone)]

@@ -128,6 +128,27 @@ def test_exception_in_a_users_strategy_names_its_file_and_line(engine, tasks, us
     assert "pool.entropy.no_such_attribute" in text_of(e.value)
 
 
+@pytest.mark.parametrize("exception", ["KeyboardInterrupt", "GeneratorExit", "BaseException"])
+def test_exception_that_would_end_a_worker_is_the_users(tasks, user_module, exception):
+    user_module("ends", f"""
+        def ends(pool):
+            raise {exception}
+        ends.needs_roi = ends.needs_features = False
+        """)  # fmt: skip
+    with pytest.raises(BenchError, match=rf"^set, ends:ends, seed 0: .* raised {exception}: .*\(ends\.py, line 3\)"):
+        list(LocalEngine(2).execute(tasks("ends:ends")))
+
+
+def test_ctrl_c_inside_a_strategy_stays_an_interrupt(tasks, user_module):
+    user_module("interrupted", """
+        def interrupted(pool):
+            raise KeyboardInterrupt
+        interrupted.needs_roi = interrupted.needs_features = False
+        """)  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalEngine(1).execute(tasks("interrupted:interrupted")))
+
+
 DEFECT = """
     import numpy as np
     from egal_bench.runs import record

@@ -77,3 +77,19 @@ def test_pool_states_round_budget_classes_groups_and_labelled_keys(compared, use
         assert [label_of[key] for key in labelled] == labels
         assert keys == sorted(set(dataset.keys[dataset.pool]) - set(labelled))
     assert looks.seen[1][5][15:] == looks.seen[0][7][:10]  # what was bought, in its order
+
+
+def test_exception_without_a_readable_message_is_named_by_its_type(compared, user_module):
+    user_module("mute", """
+        class Mute(Exception):
+            def __str__(self): raise ValueError
+        def mute(pool): raise Mute
+        mute.needs_roi, mute.needs_features = False, False
+        """)  # fmt: skip
+    with pytest.raises(BenchError, match=r"strategy 'mute:mute' raised Mute: Mute \(mute\.py, line 4\)"):
+        compared("mute:mute")
+
+
+def test_none_beside_a_table_to_keep_is_refused():
+    with pytest.raises(ValueError, match="'none' stands alone"):
+        tiny_config("set", keep="none,pool")

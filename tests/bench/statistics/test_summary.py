@@ -47,7 +47,7 @@ def test_power_warning_stands_where_no_test_can_reach_5_percent():
         for seeds in range(1, 15):
             too_few = comparisons * 2 / 2**seeds >= 0.05
             assert (power_warning(seeds, comparisons) is not None) == too_few, (seeds, comparisons)
-    assert "1 seed:" in power_warning(1, 1)
+    assert "1 seed cannot show" in power_warning(1, 1)
     assert "8 seeds or more can" in power_warning(5, 6)
     assert exact_floor(6) == 8
     assert power_warning(1, 0) is None

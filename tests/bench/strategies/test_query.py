@@ -49,3 +49,26 @@ def test_wrong_answer_is_described_by_what_it_is(answer, message):
         Query.checked(answer, "mine", 3, 10)
     assert "strategy 'mine'" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (None, "terms NoneType: they must map"),
+        ({"d": np.zeros(7)}, "the term 'd' as float64 [7]: it must be one number for each of the 5 samples"),
+        ({"d": np.zeros((5, 1))}, "float64 [5, 1]"),
+        ({"d": list("abcde")}, "<U1 [5]"),
+        ({"d": np.zeros(5, complex)}, "complex128 [5]"),
+    ],
+)
+def test_terms_that_are_not_one_number_per_sample_are_refused(terms, message):
+    answer = Query(np.arange(3), np.zeros(3), terms=terms)
+    with pytest.raises(BenchError) as raised:
+        Query.checked(answer, "mine", 3, 5)
+    assert "strategy 'mine' returned" in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_terms_are_numbers_of_the_whole_pool():
+    query = Query.checked(Query(np.arange(3), np.zeros(3), terms={"d": [1, 2, 3, 4, 5]}), "mine", 2, 5)
+    assert query.terms["d"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]

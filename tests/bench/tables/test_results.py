@@ -1,5 +1,7 @@
 """Result tables: what is written is read back, completely or not at all, also by plain Parquet readers."""
 
+import os
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from egal_bench.errors import BenchError
 from egal_bench.tables.folder import ResultsFolder, RunName
 from egal_bench.tables.results import load
-from egal_bench.tables.schemas import PARTITION, SCHEMAS
+from egal_bench.tables.schemas import OPTIONAL, PARTITION, SCHEMAS
 from egal_bench.tables.settings import comparable, digest
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -142,6 +144,36 @@ def test_truncated_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(BenchError, match=r"part\.parquet: unreadable"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("table", OPTIONAL)
+def test_a_truncated_optional_table_is_left_out_with_a_note(tmp_path, capsys, table):
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, tables(), record())
+    path = folder.part(table, RUN)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert set(load(tmp_path)) == set(SCHEMAS) - {table}
+    assert capsys.readouterr().err.count(f"left out: {path}: unreadable") == 1
+    assert not folder.is_intact(RUN)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_no_table_and_does_not_block(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, tables(), record())
+    path = folder.part("rounds", RUN)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BenchError, match=r"part\.parquet: unreadable \(not a regular file\)"):
+        load(tmp_path)
+    folder.write(RUN, tables(), record())
+    assert folder.tables(RUN) == tables()
+
+
+def test_rows_are_written_in_one_order(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.write(RUN, {table: rows(table)[::-1] for table in SCHEMAS}, record())
+    assert folder.tables(RUN) == tables()
 
 
 def test_folder_without_results_is_refused(tmp_path):

@@ -43,14 +43,14 @@ def stop_at(step, number):
     files.pq.write_table, os.replace = write_table, rename
 
 
-def writer(folder, step, number):
-    """Return the id of a process that has claimed the run and has stopped while it writes NEW."""
+def writer(folder, step, number, network=None):
+    """Return the id of a process that has claimed the run and has stopped while it writes NEW and its network."""
     child = os.fork()
     if child == 0:
         try:
             stop_at(step, number)
             assert folder.claim(RUN) is not None
-            folder.write(RUN, *NEW)
+            folder.write(RUN, *NEW, network)
         finally:
             os._exit(1)  # it was to be killed before
     _, status = os.waitpid(child, os.WUNTRACED)
@@ -85,3 +85,20 @@ def test_a_killed_writer_leaves_no_mixture(tmp_path, before, step, number):
     folder.write(RUN, *NEW)
     lock.release()
     assert (folder.tables(RUN), folder.record(RUN)) == NEW
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("number", range(len(SCHEMAS) + 1))
+def test_a_killed_writer_pairs_no_tables_with_another_network(tmp_path, number):
+    folder, networks = ResultsFolder(tmp_path), {10: b"old", 11: b"new"}
+    folder.write(RUN, *OLD, b"old")
+    child = writer(folder, "rename", number, b"new")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kept = folder.record(RUN)
+    if kept is not None and folder.network(RUN).exists():
+        assert folder.network(RUN).read_bytes() == networks[kept["settings"]["init"]]
+    folder.claim(RUN).release()
+    assert list(tmp_path.rglob(".*.network.safetensors")) == []
+    folder.write(RUN, *NEW, b"new")
+    assert folder.network(RUN).read_bytes() == b"new"
