@@ -22,7 +22,7 @@ bench: $(VENV)/dev.stamp
 
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/shards/test_fuzz.py tests/shards/test_faults.py \
-		tests/bench/runs/test_kills.py tests/bench/scoring/test_features_cache.py
+		tests/shards/test_bounded_memory.py tests/bench/runs/test_kills.py tests/bench/scoring/test_features_cache.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -14,6 +14,7 @@ import torch
 from benchmarks.processes import number_printed_by
 from benchmarks.real_images import chest_xrays
 from benchmarks.registry import Absent, Case, benchmark
+from benchmarks.synthetic import synthetic_set
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.models import network as networks
@@ -157,7 +158,7 @@ def memory(samples: int, home: Path) -> Case:
     the fingerprint of what was read. Images stay for one batch. Most of the memory is that of the libraries.
     """
     folder = home / "synthetic"
-    number_printed_by(PACK, folder, samples)
+    synthetic_set(folder, samples, "ab")
 
     def check() -> None:
         assert len(ShardSet(folder)) == samples
@@ -166,27 +167,6 @@ def memory(samples: int, home: Path) -> Case:
     return Case(contenders=contenders, samples=samples, check=check)
 
 
-PACK = """
-    import sys
-    import numpy as np
-    from egal_shards import pack
-    from egal_shards.records import Raw, Record, Source
-    from pathlib import Path
-
-    class Records:
-        def __len__(self):
-            return int(sys.argv[2])
-        def __getitem__(self, i):
-            image = np.full((8, 8), i % 251, np.uint8)
-            image[i % 8] = 255 - i % 7
-            return Record(f"s{i:07d}", "ab"[i // 2 % 2], f"g{i}", f"{i}", lambda: Raw(image, image > 250))
-        def __iter__(self):
-            return (self[i] for i in range(len(self)))
-
-    if not Path(sys.argv[1]).is_dir():
-        pack(Source("synthetic", ("a", "b"), Records(), {}), sys.argv[1], size=8, progress=False)
-    print(0)
-"""
 SCORE = """
     import sys
     import numpy as np

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.processes import number_printed_by
 from benchmarks.registry import Case, benchmark
+from benchmarks.synthetic import synthetic_set
 from egal_bench.config import Config
 from egal_bench.dataset import open_dataset
 from egal_bench.models.network import of_config
@@ -35,7 +36,7 @@ def memory(samples: int, home: Path) -> Case:
     """
     folders = {count: home / f"pool-{count}" for count in (samples, SMALL)}
     for count, folder in folders.items():
-        number_printed_by(PACK, folder, count)
+        synthetic_set(folder, count)
 
     def check() -> None:
         for count, folder in folders.items():
@@ -48,19 +49,19 @@ def memory(samples: int, home: Path) -> Case:
     return Case(contenders=contenders, samples=samples, check=check)
 
 
-@benchmark({"phantom, small-cnn, 64²": 2000}, rounds=5)
+@benchmark({"6000 of 64², resnet18": 6000}, rounds=2)
 def workers(samples: int, home: Path) -> Case:
     """A query with two processes, against one, from shards to query.csv.
 
         python -m benchmarks score/workers
 
-    Why the gain is below 2: the ranking and the contact sheet are the work of one process, and one core is idle while
-    the last shard is scored. Both weigh less in larger pools.
+    Why the gain is below 2: starting the processes, the ranking and the contact sheet are the work of one core, and one
+    core is idle while the last shard is scored. All of this weighs less in larger pools.
     """
     folder, network = home / "score-phantom", home / "network.safetensors"
     if not folder.is_dir():
         pack(phantom(samples=samples, size=64), folder, size=64, shard_mb=1, progress=False)
-        dataset, config = open_dataset(folder), Config(backbone="small-cnn", device="cpu")
+        dataset, config = open_dataset(folder), Config(backbone="resnet18", device="cpu")
         network.write_bytes(network_file(of_config(config, dataset, 0), dataset, config))
     load_ahead("finetune")
 
@@ -75,34 +76,13 @@ def workers(samples: int, home: Path) -> Case:
         return query
 
     def check() -> None:
-        one, two = (contender(count)() for count in (1, 2))
-        assert (one / "query.csv").read_bytes() == (two / "query.csv").read_bytes()
+        queries = [(contender(count)() / "query.csv").read_bytes() for count in (1, 2)]
+        assert queries[0] == queries[1]
 
     contenders = {"two processes": contender(2), "one process": contender(1)}
     return Case(contenders=contenders, samples=samples, check=check)
 
 
-PACK = """
-    import sys
-    import numpy as np
-    from egal_shards import pack
-    from egal_shards.records import Raw, Record, Source
-    from pathlib import Path
-
-    class Records:
-        def __len__(self):
-            return int(sys.argv[2])
-        def __getitem__(self, i):
-            image = np.full((8, 8), i % 251, np.uint8)
-            image[i % 8] = 255 - i % 7
-            return Record(f"s{i:07d}", "", f"g{i}", f"{i}", lambda: Raw(image, image > 250))
-        def __iter__(self):
-            return (self[i] for i in range(len(self)))
-
-    if not Path(sys.argv[1]).is_dir():
-        pack(Source("synthetic", (), Records(), {}), sys.argv[1], size=8, shard_mb=10, progress=False)
-    print(0)
-"""
 SCORE = """
     import sys
     from pathlib import Path

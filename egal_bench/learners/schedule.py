@@ -56,7 +56,9 @@ class OneCycle:
 
 
 class UntilSettled:
-    """As many steps as the loss needs: the rate rises over WINDOW steps, stays at its peak, and falls at the end.
+    """A schedule of as many steps as the loss needs.
+
+    The rate rises over WINDOW steps, stays at its peak, and falls at the end.
 
     The objective is averaged over windows of whole epochs, of WINDOW steps at least, and each window ends with a check.
     The loss has settled at the first check where the mean is below FITTED, or where the last PATIENCE means have not

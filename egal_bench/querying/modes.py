@@ -38,8 +38,8 @@ def mode_of(strategy: BoundStrategy) -> Mode:
     """
     if strategy.needs & FEATURES:
         return Mode.SET_WISE
-    whole = any(getattr(strategy.parameters, name, None) in values for name, values in OF_WHOLE_POOL.items())
-    return Mode.WHOLE_POOL if whole or strategy.strategy.source else Mode.ROW_WISE
+    of_whole_pool = any(getattr(strategy.parameters, name, None) in values for name, values in OF_WHOLE_POOL.items())
+    return Mode.WHOLE_POOL if of_whole_pool or strategy.strategy.source else Mode.ROW_WISE
 
 
 def check_usable(strategy: BoundStrategy) -> None:

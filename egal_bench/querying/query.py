@@ -274,7 +274,7 @@ def summary(result: QueryResult, chosen: Chosen, request: Request, sets: Sequenc
     lines = [
         f"{result.chosen} samples to annotate next, by {result.strategy}: query.csv, query.parquet, contact_sheet.png",
         f"Ranked: {result.samples} pool samples of {described(sets)}. {chosen.note}",
-        "Labels in the sets are not read, and samples of a test set are never ranked.",
+        "Labels of ranked samples are not read, and samples of a test set are never ranked.",
     ]
     if request.labelled:
         lines.append(f"Left out: {result.labelled} labelled sample{'s' * (result.labelled != 1)}.")

@@ -18,11 +18,10 @@ from egal_bench.files import replacing
 from egal_bench.querying.choosing import Chosen
 from egal_bench.querying.pools import PoolSet
 from egal_bench.querying.score_files import told_of_full_disk
+from egal_bench.reports.names import spreadsheet
 from egal_shards import ShardError
-from egal_shards.errors import printable
 from egal_shards.layout import SampleJson
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters that make a spreadsheet program run a cell
 SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -75,8 +74,7 @@ class QueryTable:
 def cell(value: object) -> str:
     """Return the text of a CSV cell: text that a spreadsheet program could run gets an apostrophe, NaN is empty."""
     if isinstance(value, str):
-        text = printable(value)
-        return f"'{text}" if text.startswith(FORMULA) else text
+        return str(spreadsheet(value))
     return "" if value != value else repr(value)
 
 

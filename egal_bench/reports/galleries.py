@@ -34,7 +34,7 @@ def galleries(analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
     dict of data URLs and texts for the page, and of the arrays `pixels`, `area` and `map` for print.
     Each shows the runs of the lowest seed.
     """
-    made: list[dict[str, Any]] = []
+    finished: list[dict[str, Any]] = []
     notes: list[str] = []
     for dataset in analysis.joined.datasets:
         runs = _runs(analysis, dataset)
@@ -45,10 +45,10 @@ def galleries(analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         try:
             shards = shards_of(analysis.joined, next(iter(maps)))
-            made += _of_dataset(analysis, dataset, shards, maps)
+            finished += _of_dataset(analysis, dataset, shards, maps)
         except UNREADABLE as error:
             notes.append(f"{shown(dataset)}: no gallery, because its shards cannot be read here: {_line(error)}.")
-    return made, notes
+    return finished, notes
 
 
 def _line(error: Exception) -> str:

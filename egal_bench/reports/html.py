@@ -22,6 +22,7 @@ from egal_bench.reports.tables import Table
 from egal_bench.reports.verdict import margin_text
 from egal_bench.statistics.outcomes import direction, split
 from egal_bench.tables.settings import OF_STRATEGY
+from egal_shards.errors import printable
 
 TEMPLATES = Path(__file__).with_name("templates")
 SCRIPTS = ("shared.js", "report.js", "diagnostics.js")  # the first gives the others `report`
@@ -104,7 +105,7 @@ def pool_obstacle(analysis: Analysis) -> str:
 
 def shown_text(text: str) -> str:
     """Return a sentence without control characters; unlike a name it is not cut, up to a generous length."""
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    clean = printable(text)
     return clean if len(clean) <= 1000 else f"{clean[:1000]}…"
 
 

@@ -20,7 +20,7 @@ _TEX = {
 
 def shown(name: object, length: int = LENGTH) -> str:
     r"""Return `name` on one line: control characters as \n or \x1b, and a long name cut, with a digest of all of it."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(name))
+    text = printable(str(name))
     if len(text) <= length:
         return text
     return f"{text[: length - 10]}…{hashlib.sha256(str(name).encode(errors='replace')).hexdigest()[:8]}"

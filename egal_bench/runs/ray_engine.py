@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from egal_bench.config import Config
 from egal_bench.console import say
@@ -89,15 +88,18 @@ def silence() -> Iterator[None]:
     Ray prints the loss of a worker, which the engine handles, on stdout. It also records the command line of each
     driver, which may hold the URL of a shard set with a password. Neither has a setting.
     """
-    with ExitStack() as patches:
-        patches.enter_context(patch.dict(os.environ, {k: v for k, v in QUIET.items() if k not in os.environ}))
+    with ExitStack() as undo:
+        for name in QUIET.keys() - os.environ.keys():
+            os.environ[name] = QUIET[name]
+            undo.callback(os.environ.pop, name, None)
         for module, function, substitute in (
             ("worker", "print_to_stdstream", lambda *_, **__: None),
             ("utils", "get_entrypoint_name", lambda: "egal-bench"),
         ):
             owner = getattr(ray._private, module)
             if hasattr(owner, function):
-                patches.enter_context(patch.object(owner, function, substitute))
+                undo.callback(setattr, owner, function, getattr(owner, function))
+                setattr(owner, function, substitute)
         yield
 
 
@@ -164,11 +166,11 @@ class RayEngine:
         """Return the names of the nodes that can hold a run, by id. Raises BenchError where their software differs."""
         nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in _nodes() if _places(node, self._needs)}
         expected = ray_worker.versions()
-        for name, found in self._on_each(nodes, ray_worker.versions):
+        for name, installed in self._on_each(nodes, ray_worker.versions):
             if differing := [
-                f"{what} {found[what]} (here {expected[what]})"
+                f"{what} {installed[what]} (here {expected[what]})"
                 for what in expected
-                if found.get(what) != expected[what]
+                if installed.get(what) != expected[what]
             ]:
                 raise BenchError(f"node {name} has {', '.join(differing)}: install the same versions on every node")
         return nodes

@@ -30,7 +30,7 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "numba", "timm")  # those
 
 @dataclass(frozen=True)
 class Driver:
-    """Where the process runs that hands out the tasks and writes the results.
+    """The place of the process that hands out the tasks and writes the results.
 
     Attributes:
         folder: its working folder, which a node enters where it has one of this name.

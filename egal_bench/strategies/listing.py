@@ -19,5 +19,6 @@ def described(strategy: Strategy) -> list[str]:
         bounds = f"{lower:g} to {upper:g}" if upper is not None else f"at least {lower:g}" if lower is not None else ""
         flag = f"; flag --{parameter_name(name)}" if name in STRATEGY_FIELDS else ""
         kind = choices or bounds or schema.get("type", "")
-        lines.append(f"{parameter_name(name)}={field.default} ({kind}{flag}): {field.description or ''}".rstrip(": "))
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default  # as it is written
+        lines.append(f"{parameter_name(name)}={default} ({kind}{flag}): {field.description or ''}".rstrip(": "))
     return lines

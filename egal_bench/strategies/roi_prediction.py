@@ -114,10 +114,10 @@ def _chosen_penalty(sums: dict[int, _Sums], mean: np.ndarray, deviation: np.ndar
     splits = [
         (
             _total(part for other, part in sums.items() if other != fold).standardised(mean, deviation),
-            held.standardised(mean, deviation),
-            held.cells,
+            held_out.standardised(mean, deviation),
+            held_out.cells,
         )
-        for fold, held in sums.items()
+        for fold, held_out in sums.items()
     ]
     errors: list[float] = []
     for penalty in PENALTIES:
