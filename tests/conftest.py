@@ -1,6 +1,7 @@
 """Fixtures that every package's tests share."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from profiles import FUZZ_EXAMPLES
 settings.register_profile("untimed", deadline=None)  # another process may take the processor for seconds
 settings.load_profile("untimed")
 settings.register_profile("fuzz", max_examples=FUZZ_EXAMPLES)  # of `make fuzz`
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

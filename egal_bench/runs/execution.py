@@ -212,7 +212,8 @@ def _announce(states: Sequence[State], folder: ResultsFolder) -> None:
 def _wait(claimed: Sequence[Task], folder: ResultsFolder) -> list[Task]:
     """Return the tasks of `claimed` that are still to be executed, once another process has finished or left one."""
     if claimed:
-        say(f"waiting for {len(claimed)} runs that another process executes in {folder.path}")
+        runs = "1 run" if len(claimed) == 1 else f"{len(claimed)} runs"
+        say(f"waiting for {runs} that another process executes in {folder.path}")
     while claimed:
         for task in claimed:
             lock = folder.claim(task.run)
