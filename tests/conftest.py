@@ -14,7 +14,7 @@ settings.register_profile("untimed", deadline=None)  # another process may take 
 settings.load_profile("untimed")
 settings.register_profile("fuzz", max_examples=FUZZ_EXAMPLES)  # of `make fuzz`
 
-# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the tests of Ctrl-C would wait for ever.
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

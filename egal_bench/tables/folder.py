@@ -41,8 +41,8 @@ class ResultsFolder:
     """The folder at `path`.
 
     The record of a run is a dict. Every file of the run carries `config_hash` and `settings` (see tables/settings.py)
-    and `last_round`. The file of `rounds`, which holds timings, also has `shards`, `hardware` and `needs`: the shard set,
-    the machine, and what the strategy reads.
+    and `last_round`. The file of `rounds`, which holds timings, also has `shards`, `hardware` and `needs`: the shard
+    set, the machine, and what the strategy reads.
     """
 
     path: Path
