@@ -33,15 +33,17 @@ def main() -> None:
     chosen = selected(arguments.name)
     if not chosen:
         parser.error(f"no benchmark is named {' or '.join(arguments.name)}; choose from {', '.join(BENCHMARKS)}")
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="egal-benchmarks-") as home:
-        for benchmark in chosen:
-            for label in benchmark.inputs:
-                rows += _measured(benchmark, label, Path(home))
-    if rows:
-        path = write(rows, arguments.out)
-        renew(measurements.load(path))
-        print(path)
+    rows: list[dict] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="egal-benchmarks-") as home:
+            for benchmark in chosen:
+                for label in benchmark.inputs:
+                    rows += _measured(benchmark, label, Path(home))
+    finally:  # what is measured is kept where a later check fails
+        if rows:
+            path = write(rows, arguments.out)
+            renew(measurements.load(path))
+            print(path)
 
 
 def selected(names: list[str]) -> list[Benchmark]:

@@ -12,6 +12,7 @@ from egal_bench.config import Config
 from egal_bench.strategies import Overlap, Pool, find
 
 CHANNELS, CLASSES, LABELLED, BUDGET, THREADS = 1280, 4, 150, 60, 2
+MOST_MB = 256  # beyond the features: k-means and the principal axes are fitted to a bounded number of rows
 DELTA = 50.5  # of probcover: the balls of these features then hold a few percent of the pool
 NAMES = ("random", "entropy", "bald", "egal(diverse=10)", "kcenter", "badge", "typiclust", "probcover")
 MEMORY = """
@@ -83,13 +84,13 @@ def query_memory(case: tuple[str, int], home: Path) -> Case:
         python -m benchmarks strategies/query-memory
 
     Why it stays small: distances are computed in chunks, and what is kept is a few numbers per sample. The gradient
-    embeddings of `badge` and the matrix of distances are never built.
+    embeddings of `badge` and the matrix of distances are never built. k-means is fitted to at most 20,000 rows.
     """
     name, size = case
 
     def check() -> None:
-        """Raise AssertionError if a query would take as much memory as the features do."""
-        assert number_printed_by(MEMORY, name, 10_000) < 10_000 * CHANNELS * 4 / 1e6
+        """Raise AssertionError if a query takes more memory than a pool of any size may."""
+        assert number_printed_by(MEMORY, name, 10_000) < MOST_MB
 
     return Case(
         contenders={name: lambda: number_printed_by(MEMORY, name, size)}, samples=size, check=check

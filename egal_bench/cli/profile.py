@@ -16,8 +16,8 @@ from egal_bench.errors import BenchError
 
 DEFAULT_BATCH = "as in a pool pass: 32, on a GPU 256"
 FIELDS = (
-    "backbone", "weights", "size", "precision", "device", "threads", "explain_convention", "threshold", "overlap",
-    "lambda_", "empty_roi", "phantom", "phantom_samples",
+    "backbone", "weights", "size", "precision", "compile", "device", "threads", "explain_convention", "threshold",
+    "overlap", "lambda_", "empty_roi", "phantom", "phantom_samples",
 )  # fmt: skip
 WIDTH = 120  # columns of the tables where stdout is no terminal
 SIZE = "224"  # pixels per side of the phantom, unless a flag says otherwise

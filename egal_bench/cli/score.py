@@ -14,7 +14,7 @@ from egal_bench.cli.output import Json, counted_noun, print_json
 from egal_bench.errors import BenchError
 
 FIELDS = (
-    "lambda_", "convex_lambda", "normalise", "empty_roi", "device", "engine", "ray_address", "gpus_per_run",
+    "lambda_", "convex_lambda", "normalise", "empty_roi", "device", "compile", "engine", "ray_address", "gpus_per_run",
     "memory_per_run",
 )  # fmt: skip
 WORKERS = "CPU cores / --threads, or 1 on a GPU"

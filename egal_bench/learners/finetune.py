@@ -19,6 +19,7 @@ from egal_bench.learners.episodes import train_in_episodes
 from egal_bench.learners.holdout import held_out
 from egal_bench.learners.learner import DRAWS, Fit
 from egal_bench.learners.training import fitted, train
+from egal_bench.models.inference import inference_network
 from egal_bench.models.network import Network
 from egal_bench.models.saving import network_file, read_state, state_file
 from egal_bench.scoring.class_maps import ClassMaps, class_maps, feature_maps
@@ -52,6 +53,7 @@ class FinetuneLearner:
         self.network = network.to(device)
         self.initial = copy.deepcopy(self.network.state_dict())
         self.loader, self.scratch = loader, scratch
+        self._copy: Network | None = None  # of the network as it was trained last, for passes
 
     def fit(self, labelled: np.ndarray, round_: int) -> Fit:
         """Train on the samples at `labelled`, in the order of labelling.
@@ -59,7 +61,7 @@ class FinetuneLearner:
         Raises:
             BenchError: the held-out set would be empty, or the loss is not finite.
         """
-        config = self.config
+        config, self._copy = self.config, None
         rng = np.random.default_rng([*self.loader.generate_state(4), round_])
         held = held_out(self.dataset.labels[labelled], self.dataset.classes, config.early_stop, self.loader)
         if config.early_stop and not held.any():
@@ -83,7 +85,7 @@ class FinetuneLearner:
     def score(self, positions: np.ndarray, needs: Collection[str], roi_of: np.ndarray | None = None) -> Scores:
         """Return the Scores of the samples at `positions`, streamed from the shards; see `pool_pass.score`."""
         return score(
-            self.network, self.dataset, positions, self.config, self.device, needs=needs, roi_of=roi_of,
+            self._inference(), self.dataset, positions, self.config, self.device, needs=needs, roi_of=roi_of,
             folder=self.scratch,
         )  # fmt: skip
 
@@ -93,11 +95,11 @@ class FinetuneLearner:
 
     def maps(self, positions: np.ndarray) -> Iterator[MapBatch]:
         """Yield the feature maps of the samples at `positions` with their class maps, by a pass over their images."""
-        return feature_maps(self.network, self.dataset, positions, self.config, self.device)
+        return feature_maps(self._inference(), self.dataset, positions, self.config, self.device)
 
     def class_maps(self, positions: np.ndarray) -> ClassMaps:
         """Return the class maps of the samples at `positions`; see `scoring.class_maps`."""
-        return class_maps(self.network, self.dataset, positions, self.config, self.device)
+        return class_maps(self._inference(), self.dataset, positions, self.config, self.device)
 
     def state(self) -> dict[str, bytes]:
         """Return the weights where the next round starts from them, else {}."""
@@ -108,10 +110,17 @@ class FinetuneLearner:
         if "weights.safetensors" in files:
             self.network.load_state_dict(read_state(files["weights.safetensors"]))
             self.network.eval()
+            self._copy = None
 
     def network_file(self) -> dict[str, bytes]:
         """Return the network and how to build it as {"network.safetensors": content}."""
         return {"network.safetensors": network_file(self.network, self.dataset, self.config)}
+
+    def _inference(self) -> Network:
+        """Return the copy for passes of the network as it is; see `inference_network`."""
+        if self._copy is None:
+            self._copy = inference_network(self.network, self.device, self.config.precision, self.config.compile)
+        return self._copy
 
     def _load(self, positions: np.ndarray) -> Samples:
         """Return the samples at `positions`, of the labelled set, whose size the budget bounds."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from egal_bench.errors import BenchError
 
+BATCH = 32  # images per batch of a pass
+CUDA_BATCH = 256
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # the words of the CPU's error and of MPS's
 
 
@@ -32,6 +34,11 @@ def chosen_device(requested: str) -> str:
 def device_kind(device: str) -> str:
     """Return "cuda", "mps" or "cpu" for a device such as "cuda:1"."""
     return device.partition(":")[0]
+
+
+def batch_of(device: str) -> int:
+    """Return how many images a pass on `device` takes at a time."""
+    return CUDA_BATCH if device_kind(device) == "cuda" else BATCH
 
 
 def free_memory(device: str) -> int:

@@ -9,6 +9,7 @@ of its patch tokens after the final norm (see `layouts.PatchGrid`). A network wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.models.fitting import load_weights
+from egal_bench.models.folding import Folds, folds_of
 from egal_bench.models.heads import Head, LinearHead, PrototypicalHead
 from egal_bench.models.last_norm import taken_from
 from egal_bench.models.trunks import trunk_of
@@ -54,6 +56,11 @@ class Network(nn.Module):
         Grey images are repeated over the trunk's input channels.
         """
         return self.trunk(self.prepared(images))
+
+    @cached_property
+    def folds(self) -> Folds:
+        """Return which batch norms of the trunk can be folded for inference; none without a fixed size."""
+        return folds_of(self.trunk, self.mean.shape[1], self.size) if self.size else Folds()
 
     def prepared(self, images: Tensor) -> Tensor:
         """Return `images` as the trunk takes them: float32 [B, in_channels, H, W], channels_last, normalised."""
@@ -117,5 +124,5 @@ def build(
             built = PrototypicalHead(trunk.channels, classes, last_norm)
         else:
             built = LinearHead(trunk.channels, classes)
-        network = Network(trunk.module, built, trunk.mean, trunk.std, size)
+        network = Network(trunk.module, built, trunk.mean, trunk.std, size or image_size)
     return network.to(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ from egal_bench.errors import BenchError
 from egal_bench.files import replacing
 from egal_bench.models import network as networks
 from egal_bench.models import weights
-from egal_bench.models.devices import chosen_device, device_kind, out_of_memory
+from egal_bench.models.devices import batch_of, chosen_device, device_kind, out_of_memory
+from egal_bench.models.inference import inference_network
 from egal_bench.models.network import Network
 from egal_bench.models.precision import chosen_precision
 from egal_bench.models.process import prepare_process, reproducible
@@ -31,7 +33,8 @@ from egal_bench.profiling.measuring import interleaved, paired_ratio
 from egal_bench.profiling.peers import Peer, peers
 from egal_bench.profiling.stages import Resident, Stage, roofs, stages
 from egal_bench.runs.data import dataset_paths
-from egal_bench.scoring.batches import BATCH, CUDA_BATCH, Step
+from egal_bench.runs.grid import with_compile
+from egal_bench.scoring.batches import Step
 from egal_bench.scoring.pool_pass import score, scorer
 from egal_bench.tables.folder import ResultsFolder
 from egal_kernels import PackedRoi
@@ -50,9 +53,10 @@ class Profile:
         rows: rows of the table at `path`; their columns are those of `measurements.SCHEMA`.
         peers: each peer by its name; empty where none was measured.
         path: the Parquet file.
-        config: with device and precision resolved.
+        config: with device, precision and compile resolved.
         batch: images per batch.
         roofs: measured rates, bytes per second or FLOP per second, by name.
+        compiling: seconds that the first batch took to compile the trunk; None: it is not compiled.
     """
 
     rows: list[dict[str, Any]]
@@ -61,13 +65,18 @@ class Profile:
     config: Config
     batch: int
     roofs: dict[str, float]
+    compiling: float | None
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is measured: `network` on the samples of `dataset` at `positions`, in batches of `batch`."""
+    """What is measured: a network on the samples of `dataset` at `positions`, in batches of `batch`.
+
+    `network` is as it was trained, `inference` its copy for passes; see `inference_network`.
+    """
 
     network: Network
+    inference: Network
     dataset: Dataset
     positions: np.ndarray
     config: Config
@@ -96,22 +105,28 @@ def profile(
         _check_writable(folder)
     prepare_process()
     device = chosen_device(config.device)
-    config = config.model_copy(update={"device": device, "precision": chosen_precision(config.precision, device)})
+    precision = chosen_precision(config.precision, device)
+    config = config.model_copy(update={"device": device, "precision": precision})
     torch.set_num_threads(config.threads)
     ((name, path), *_) = dataset_paths(config, ResultsFolder(out), replace=True).items()
     dataset = open_dataset(path, name)
+    config = with_compile(config.model_copy(update={"regime": "finetune"}), dataset)
     state, _ = weights.load(config.weights, config.backbone)
     network = networks.of_config(config, dataset, SEED, state).eval().to(device)
+    inference = inference_network(network, device, precision)
     order = np.random.default_rng(SEED).permutation(dataset.pool)
-    step = scorer(network, config, device, needs={"roi"})
+    step = scorer(inference, config, device, needs={"roi"})
     with _as_in_a_run(config):
         size = best_batch(step, dataset, order, device) if batch == "auto" else batch
-    size = size or min(CUDA_BATCH if device_kind(device) == "cuda" else BATCH, len(order))
+    size = size or min(batch_of(device), len(order))
     _check_fits("--batch-size", size, order)
     try:
         with _as_in_a_run(config):
             positions = order[: _samples(step, dataset, order, size, samples, device)]
-        return _measured(_Subject(network, dataset, positions, config, size), out, rounds, with_peers, trace)
+        if config.compile == "on":
+            inference = inference_network(network, device, precision, "on", size)
+        subject = _Subject(network, inference, dataset, positions, config, size)
+        return _measured(subject, out, rounds, with_peers, trace)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -156,8 +171,9 @@ def best_batch(step: Step, dataset: Dataset, order: np.ndarray, device: str) -> 
 
 def _measured(subject: _Subject, out: Path, rounds: int, with_peers: bool, trace: Path | None) -> Profile:
     """Measure the stages of `subject` and, if asked for, its peers; write the table and the trace."""
-    network, dataset, config, device = subject.network, subject.dataset, subject.config, subject.config.device
+    network, dataset, config, device = subject.inference, subject.dataset, subject.config, subject.config.device
     with _as_in_a_run(config):
+        compiling = _seconds_of_first_batch(subject) if config.compile == "on" else None
         peak = _peak_mb(
             lambda: score(network, dataset, subject.positions, config, device, needs={"roi"}, batch=subject.batch),
             device,
@@ -169,14 +185,14 @@ def _measured(subject: _Subject, out: Path, rounds: int, with_peers: bool, trace
             seconds = interleaved(runs, rounds, np.random.default_rng(SEED), advance)
     rates = {name: amount / float(np.median(seconds[name])) for name, (_, amount) in bounds.items()}
     rows = [_row(name, stage, seconds, len(subject.positions), rates) for name, stage in by_name.items()]
-    compared = peers(network, resident.images[0], resident.rois[0], config) if with_peers else {}
+    compared = peers(subject.network, resident.images[0], resident.rois[0], config) if with_peers else {}
     rows += _peer_rows(network, resident, config, compared, rounds)
     if trace:
         _trace({name: by_name[name].run for name in ("pass", "acquisition")}, trace)
     rows = [_settings(subject) | {"peak_mb": peak} | row for row in rows]
     path = out / f"{_plain(dataset.name)}-{_plain(config.backbone)}-{datetime.now(UTC):%Y%m%dT%H%M%S}.parquet"
     measurements.write(path, rows, device)
-    return Profile(rows, compared, path, config, subject.batch, rates)
+    return Profile(rows, compared, path, config, subject.batch, rates, compiling)
 
 
 def _settings(subject: _Subject) -> dict[str, Any]:
@@ -201,6 +217,17 @@ def _seconds_of_a_batch(step: Step, dataset: Dataset, positions: np.ndarray, dev
     (batch,) = dataset.shards.batches(positions, len(positions), device)
     run = _scoring(step, batch.images, PackedRoi(batch.roi, dataset.shards.manifest.image.size))
     return float(np.median(interleaved({"": run}, rounds, np.random.default_rng(SEED))[""]))
+
+
+def _seconds_of_first_batch(subject: _Subject) -> float:
+    """Return how long a compiled trunk takes for its first batch."""
+    step = scorer(subject.inference, subject.config, subject.config.device, needs={"roi"})
+    shards = subject.dataset.shards
+    (batch,) = shards.batches(subject.positions[: subject.batch], subject.batch, subject.config.device)
+    run = _scoring(step, batch.images, PackedRoi(batch.roi, shards.manifest.image.size))
+    start = perf_counter()
+    run()
+    return perf_counter() - start
 
 
 def _scoring(step: Step, images: torch.Tensor, roi: PackedRoi) -> Callable[[], object]:

@@ -82,8 +82,9 @@ def _notes(profile: Profile) -> str:
     memory = "GPU memory during a pass" if on_gpu else "Memory of this process during a pass"
     peak = profile.rows[0]["peak_mb"]
     filling = _filling(rows["pass"]["samples"], profile.batch)
+    cold = f"\nCold start: compiling took {profile.compiling:.0f} s." if profile.compiling else ""
     return (
-        f"{'; '.join(shares)} (medians over rounds, 95 % intervals).{filling}\n"
+        f"{'; '.join(shares)} (medians over rounds, 95 % intervals).{filling}{cold}\n"
         f"Roofs, measured in the same rounds: {roofs}." + (f"\n{memory}: {peak:,.0f} MB at most." if peak else "")
     )
 
@@ -127,7 +128,8 @@ def as_json(profile: Profile) -> dict[str, Any]:
     first, config = profile.rows[0], profile.config
     return {
         "device": config.device, "backbone": config.backbone, "size": first["size"], "batch": profile.batch,
-        "precision": config.precision, "images_per_s": rates["pass"], "forward_images_per_s": rates["forward"],
+        "precision": config.precision, "compile": config.compile, "images_per_s": rates["pass"],
+        "forward_images_per_s": rates["forward"],
         "share_of_forward": share["pass"], "scoring_share_of_forward": share["scoring"], "stages": rates,
         "peers": {row["stage"]: round(row["rate_q50"], 3) for row in _peer_rows(profile) if row["stage"] != "ours"},
         "peak_mb": round(first["peak_mb"], 1) if first["peak_mb"] else None, "out": str(profile.path),
@@ -137,8 +139,8 @@ def as_json(profile: Profile) -> dict[str, Any]:
 def _title(profile: Profile) -> str:
     first, config = profile.rows[0], profile.config
     return (
-        f"{first['dataset']}: {config.backbone} at {first['size']}², {config.device}, {config.precision}, "
-        f"batches of {profile.batch}"
+        f"{first['dataset']}: {config.backbone} at {first['size']}², {config.device}, {config.precision}"
+        f"{', compiled' * (config.compile == 'on')}, batches of {profile.batch}"
     )
 
 

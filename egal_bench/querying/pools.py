@@ -67,7 +67,7 @@ class PoolSet:
 
 def pool_sets(
     shards: Sequence[str], out: Path, network_file: Path, network: SavedNetwork, backbone: str | None, device: str,
-    precision: str, threads: int, backbone_source: str,
+    precision: str, compile: str, threads: int, backbone_source: str,
 ) -> list[PoolSet]:  # fmt: skip
     """Return the shard sets, each checked against the network. Of their indices nothing is kept.
 
@@ -81,8 +81,8 @@ def pool_sets(
         raise BenchError(f"two shard sets are named {repeated!r}: scores are filed by name; rename a folder")
     sets = []
     settings = {
-        "network": network.digest, "device": device_kind(device), "precision": precision, "threads": threads,
-        "backbone_source": backbone_source, "numbers": NUMBERS,
+        "network": network.digest, "device": device_kind(device), "precision": precision, "compile": compile,
+        "threads": threads, "backbone_source": backbone_source, "numbers": NUMBERS,
     }  # fmt: skip
     for name, where in zip(names, shards, strict=True):
         opened = ShardSet.without_index(where)
@@ -91,7 +91,7 @@ def pool_sets(
         tasks = tuple(
             ShardTask(
                 out, name, where, manifest.sha256, number, int(first[number]), file, network_file, backbone, device,
-                precision, threads, settings | {"data": file.sha256},
+                precision, compile, threads, settings | {"data": file.sha256},
             )
             for number, file in enumerate(manifest.shards)
         )  # fmt: skip

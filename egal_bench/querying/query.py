@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +16,7 @@ from egal_bench.console import console, counted, say
 from egal_bench.errors import BenchError, Interrupted
 from egal_bench.models.backbones import source_digest
 from egal_bench.models.devices import chosen_device
+from egal_bench.models.inference import chosen_compile, inference_network
 from egal_bench.models.precision import chosen_precision
 from egal_bench.models.process import prepare_process
 from egal_bench.models.saving import SavedNetwork, load_network
@@ -36,6 +37,7 @@ from egal_bench.runs.local_engine import load_ahead
 from egal_bench.strategies import BoundStrategy, find
 from egal_bench.tables.environment import hardware
 from egal_bench.tables.locks import POLL, locked
+from egal_shards import ShardSet
 from egal_shards.urls import redacted, shown
 
 
@@ -114,7 +116,8 @@ def run_query(request: Request) -> QueryResult:
     network, device = load_network(file, request.backbone), chosen_device(request.config.device)
     config = _settings(request, network, device)
     sets = pool_sets(
-        request.shards, request.out, file, network, request.backbone, device, config.precision, config.threads,
+        request.shards, request.out, file, network, request.backbone, device, config.precision, config.compile,
+        config.threads,
         source_digest(config.backbone),
     )  # fmt: skip
     _check_rois(strategy, sets, request)
@@ -128,9 +131,9 @@ def run_query(request: Request) -> QueryResult:
     overview = survey(parts())
     if "labelled-roi" in strategy.needs and not overview.labelled_with_roi:
         raise BenchError(f"--labelled {request.labelled}: names no sample of {described(sets)} that has an ROI")
-    network.network.to(device)
+    few = inference_network(network.network.to(device), device, config.precision)  # too few samples to compile for
     chooser = Chooser(
-        strategy, config, request.candidates, request.seed, network, device, sets, overview, parts
+        strategy, config, request.candidates, request.seed, replace(network, network=few), device, sets, overview, parts
     )  # fmt: skip
     chosen = chooser.choose()
     if chosen is None:
@@ -160,8 +163,13 @@ def _settings(request: Request, network: SavedNetwork, device: str) -> Config:
     """Return the settings with which the network was trained, and those of the request that a query may choose."""
     own = ("device", "threads", "workers", "lambda_", "convex_lambda", "normalise", "empty_roi")
     chosen = {name: getattr(request.config, name) for name in own}
-    precision = chosen_precision(network.config.precision, device)
-    return network.config.model_copy(update=chosen | {"device": device, "precision": precision, "budget": request.top})
+    images = sum(file.samples for where in request.shards for file in ShardSet.without_index(where).manifest.shards)
+    side, threads = network.network.size or network.image_size, request.config.threads
+    decided = {
+        "precision": chosen_precision(network.config.precision, device),
+        "compile": chosen_compile(request.config.compile, device, images, side, threads),
+    }
+    return network.config.model_copy(update=chosen | decided | {"device": device, "budget": request.top})
 
 
 def _check_rois(strategy: BoundStrategy, sets: Sequence[PoolSet], request: Request) -> None:
@@ -265,7 +273,7 @@ def _environment(request: Request, file: Path, chooser: Chooser) -> dict[str, An
     return hardware(chooser.device) | {
         "network": {"file": str(file), "sha256": chooser.network.digest, "backbone": config.backbone},
         "strategy": chooser.strategy.name, "top": request.top, "candidates": request.candidates, "seed": request.seed,
-        "precision": config.precision, "threads": config.threads, "pools": pools,
+        "precision": config.precision, "compile": config.compile, "threads": config.threads, "pools": pools,
     }  # fmt: skip
 
 

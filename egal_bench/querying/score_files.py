@@ -40,7 +40,8 @@ SCHEMA = pa.schema(
 )
 WORDS = {
     "network": "another network", "data": "other images", "device": "--device", "precision": "another precision",
-    "threads": "--threads", "backbone_source": "an edited --backbone", "numbers": "another version of egal-bench",
+    "compile": "--compile", "threads": "--threads", "backbone_source": "an edited --backbone",
+    "numbers": "another version of egal-bench",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError
+from egal_bench.models.inference import inference_network
 from egal_bench.models.process import reproducible
 from egal_bench.models.saving import SavedNetwork, load_network
 from egal_bench.querying.score_files import State, state_of, told_of_full_disk, write_part
@@ -67,13 +69,17 @@ def in_pool(rows: Index) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def loaded(path: Path, digest: str, backbone: str | None, device: str) -> SavedNetwork:
-    """Return the network of a file on a device, once per process. Raises BenchError where the file has changed."""
+def loaded(
+    path: Path, digest: str, backbone: str | None, device: str, precision: str, compile: str
+) -> SavedNetwork:  # fmt: skip
+    """Return the network of a file, ready for passes on a device, once per process.
+
+    Raises BenchError where the file has changed.
+    """
     saved = load_network(path, backbone)
     if saved.digest != digest:
         raise BenchError(f"{path}: has changed since the command started; run it again")
-    saved.network.to(device)
-    return saved
+    return replace(saved, network=inference_network(saved.network.to(device), device, precision, compile))
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +89,9 @@ def _opened(where: str, manifest: str) -> ShardSet:
 
 def _score(task: ShardTask, rows: Index) -> None:
     shards = _opened(task.shards, task.manifest).with_rows(rows)
-    saved = loaded(task.network, task.settings["network"], task.backbone, task.device)
+    saved = loaded(
+        task.network, task.settings["network"], task.backbone, task.device, task.precision, task.compile
+    )  # fmt: skip
     positions = np.flatnonzero(in_pool(rows))
     with reproducible(task.threads, tf32=task.precision == "tf32"):
         scores = _scores(shards, positions, saved, task)

@@ -27,6 +27,7 @@ class ShardTask:
         backbone: `module:factory` where the trunk of the network is the user's own code, else None.
         device: where the network runs.
         precision: precision of the trunk.
+        compile: whether the trunk is compiled, "on" or "off".
         threads: CPU threads.
         settings: everything that decides the numbers of the scores, as a JSON-able dict.
     """
@@ -42,6 +43,7 @@ class ShardTask:
     backbone: str | None
     device: str
     precision: str
+    compile: str
     threads: int
     settings: Mapping[str, Any]
 

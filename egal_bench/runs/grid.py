@@ -85,8 +85,9 @@ def tasks_of(
     if config.regime == "frozen" and config.weights is None and not is_factory(config.backbone):
         console.print("frozen trunk without --weights: its features are random projections, so expect little of them")
     strategies = [find(specification, config) for specification in config.strategies]
-    tasks = []
+    tasks, requested = [], config
     for dataset in datasets:
+        config = with_compile(requested, dataset)
         network, digests = network_of(config, dataset, console.print)
         features = None
         if config.regime == "frozen":
@@ -101,6 +102,17 @@ def tasks_of(
                 modules = strategy.strategy.modules
                 tasks.append(Task(run, dataset.shards.where, config, settings, features, scratch, modules=modules))
     return tasks
+
+
+def with_compile(config: Config, dataset: Dataset) -> Config:
+    """Return `config` with what "auto" of --compile stands for on `dataset`: its longest pass decides."""
+    from egal_bench.models.inference import chosen_compile
+
+    images = len(dataset.keys if config.regime == "frozen" else dataset.pool)
+    side = config.size or dataset.shards.manifest.image.size
+    return config.model_copy(update={
+        "compile": chosen_compile(config.compile, config.device, images, side, config.threads)
+    })  # fmt: skip
 
 
 def network_of(
@@ -132,7 +144,9 @@ def features_folder(config: Config, dataset: Dataset, digests: Mapping[str, str]
     from egal_bench.scoring import features
 
     trunk = digests["weights"] + digests["backbone_source"]
-    name = features.identity(dataset, config.backbone, trunk, config.size, config.precision, config.device)
+    name = features.identity(
+        dataset, config.backbone, trunk, config.size, config.precision, config.device, config.compile
+    )
     return out.resolve().parent / "features" / quote(f"{dataset.name}-{config.backbone}-{name}", safe="(),=")
 
 
@@ -143,7 +157,7 @@ def compute_features(config: Config, dataset: Dataset, network: Network, folder:
     if not features.intact(folder, len(dataset.keys)):
         try:
             with counted(f"{dataset.name}: features of {config.backbone}", len(dataset.keys)) as advance:
-                features.extract(dataset, network, folder, config.device, advance, config.precision)
+                features.extract(dataset, network, folder, config.device, advance, config.precision, config.compile)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted: the features so far are in {folder}.partial; the same command resumes"

@@ -11,7 +11,7 @@ from egal_bench.models.devices import device_kind
 from egal_bench.parameters import STRATEGY_FIELDS
 from egal_bench.strategies import BoundStrategy
 
-NUMBERS = 3  # raised by every change of the program that changes the numbers of a run
+NUMBERS = 4  # raised by every change of the program that changes the numbers of a run
 
 # The fields of Config by what they decide; each field has exactly one place.
 SCHEDULING = {  # which runs are executed, where, and what is kept of them
@@ -22,7 +22,7 @@ DATA = {"phantom", "phantom_samples", "shortcut", "roi_area", "roi_noise"}  # co
 STRATEGY = set(STRATEGY_FIELDS)  # covered by the specification of a built-in strategy
 EVERY_RUN = {
     "init", "budget", "regime", "head", "backbone", "weights", "size", "overlap", "threshold", "explain_convention",
-    "precision", "device", "threads",
+    "precision", "compile", "device", "threads",
 }  # fmt: skip
 OF_NETWORK = {"learning_rate", "weight_decay", "explain_loss", "warm_start", "head_dropout"}
 OF_EPISODES = {"shots", "queries", "epochs", "episodes", "prototypes"}

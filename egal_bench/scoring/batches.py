@@ -12,11 +12,9 @@ from torch import Tensor
 from egal_bench.console import console
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError
-from egal_bench.models.devices import device_kind, out_of_memory
+from egal_bench.models.devices import batch_of, device_kind, out_of_memory
 from egal_kernels import PackedRoi
 
-BATCH = 32  # images
-CUDA_BATCH = 256
 LAG = 2  # the host waits for the results of a batch only when this many more batches are under way
 
 Step = Callable[[Tensor, PackedRoi], dict[str, Tensor]]  # it maps images and ROIs of B samples to tensors of B rows
@@ -33,14 +31,14 @@ def steps_over(
     device does not suffice, the batch is halved once, which a message says, and the pass continues.
 
     Args:
-        batch: images per batch; None: BATCH, or CUDA_BATCH on a GPU.
+        batch: images per batch; None: see `batch_of`.
         roi_of: int64 [N], the positions whose ROIs `step` gets in place of the samples' own; None: their own. Every
             such sample is read as well, since the digest that is checked covers image and ROI together.
 
     Raises:
         BenchError: half a batch exceeds the memory as well.
     """
-    size = batch or (CUDA_BATCH if device_kind(device) == "cuda" else BATCH)
+    size = batch or batch_of(device)
     pending: deque[tuple[dict[str, Tensor], torch.cuda.Event | None]] = deque()
     for results in _steps(dataset, positions, roi_of, step, device, size):
         pending.append(_sent(results))

@@ -17,6 +17,7 @@ from egal_bench.console import console
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError, brief
 from egal_bench.models.devices import device_kind
+from egal_bench.models.inference import inference_network
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_bench.scoring.batches import steps_over
@@ -41,10 +42,10 @@ class Features:
 
 
 def identity(
-    dataset: Dataset, backbone: str, weights_digest: str, size: int | None, precision: str, device: str
+    dataset: Dataset, backbone: str, weights_digest: str, size: int | None, precision: str, device: str, compile: str
 ) -> str:
-    """Return the name of a folder of features: images, trunk, input size, precision and kind of device decide it."""
-    parts = [dataset.shards.manifest.sha256, backbone, weights_digest, size, precision, device_kind(device)]
+    """Return the name of a folder of features: images, trunk, input size and how the trunk runs decide it."""
+    parts = [dataset.shards.manifest.sha256, backbone, weights_digest, size, precision, device_kind(device), compile]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -63,7 +64,7 @@ def intact(folder: Path, samples: int) -> bool:
 
 def extract(
     dataset: Dataset, network: Network, folder: Path, device: str, advance: Callable[[int], None] = lambda n: None,
-    precision: str = "float32",
+    precision: str = "float32", compile: str = "off",
 ) -> None:  # fmt: skip
     """Write the Features of all samples into `folder`, unless they are there.
 
@@ -78,6 +79,7 @@ def extract(
         device: where the network runs.
         advance: called with n after each n samples.
         precision: precision of the trunk.
+        compile: "on" or "off"; see `inference_network`.
 
     Raises:
         BenchError: the disk is full, or the features of a sample are NaN, infinite or beyond float16.
@@ -95,7 +97,8 @@ def extract(
             console.print(f"the features in {folder} are {what}: computing them again", markup=False)
             shutil.rmtree(partial, ignore_errors=True)
             folder.rename(partial)
-        _extract(dataset, network, Spool(samples, partial, "features"), device, advance, precision)
+        trunk = inference_network(network.to(device), device, precision, compile)
+        _extract(dataset, trunk, Spool(samples, partial, "features"), device, advance, precision)
         partial.rename(folder)
 
 
@@ -104,7 +107,6 @@ def _extract(
 ) -> None:
     """Write the rows that `spool` lacks."""
     advance(spool.done)
-    network = network.eval().to(device)
 
     def step(images: Tensor, roi: PackedRoi) -> dict[str, Tensor]:
         with autocast(device, precision):

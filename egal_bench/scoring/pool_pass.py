@@ -27,20 +27,20 @@ from egal_bench.tables.locks import locked
 from egal_kernels import Acquisition, PackedRoi, acquire
 
 # the fields of Config that decide the numbers of a pass, besides the weights of the network
-DECISIVE = ("size", "threshold", "explain_convention", "precision", "threads")
+DECISIVE = ("size", "threshold", "explain_convention", "precision", "compile", "threads")
 
 
 def score(
     network: Network, dataset: Dataset, positions: np.ndarray, config: Config, device: str, *,
     needs: Collection[str], roi_of: np.ndarray | None = None, folder: Path | None = None, batch: int | None = None,
 ) -> Scores:  # fmt: skip
-    """Return the Scores of the samples at `positions`, by `network` in evaluation mode.
+    """Return the Scores of the samples at `positions`, by a network in evaluation mode.
 
     Memory does not grow with the images. Rows go to `folder` at once, filed under everything that decides them, the
     network's weights included: a pass that was interrupted, or is asked for again, computes only what is missing.
 
     Args:
-        network: on `device`.
+        network: on `device`; the copy of a trained network that `inference_network` returns is the fastest.
         dataset: the shard set.
         positions: int64 [N], positions in the shard set.
         config: gives the threshold, the convention, the kind of Dice and the precision.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.networks import small_cnn
+from bench.networks import batch_sizes, small_cnn
 from egal_bench.errors import BenchError
+from egal_bench.models.devices import BATCH
 from egal_bench.scoring import features
-from egal_bench.scoring.batches import BATCH
 from egal_kernels import pack_roi
 
 
@@ -32,7 +32,7 @@ def test_features_are_the_trunks_output_and_the_packed_rois(dataset, tmp_path):
         np.testing.assert_array_equal(stored.roi[i], pack_roi(torch.from_numpy(sample.roi)[None]).bits[0].numpy())
 
 
-def test_interrupted_extraction_continues_where_it_stopped(dataset, tmp_path, monkeypatch):
+def test_interrupted_extraction_continues_where_it_stopped(dataset, tmp_path):
     done = []
 
     def interrupt_after_two_batches(n):
@@ -43,9 +43,8 @@ def test_interrupted_extraction_continues_where_it_stopped(dataset, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         features.extract(dataset, small_cnn(), tmp_path / "f", "cpu", interrupt_after_two_batches)
     assert not (tmp_path / "f").exists()
-    network, passed = small_cnn(), []
-    forward = network.features
-    monkeypatch.setattr(network, "features", lambda images: passed.append(len(images)) or forward(images))
+    network = small_cnn()
+    passed = batch_sizes(network)
     features.extract(dataset, network, tmp_path / "f", "cpu")
     assert sum(passed) == 75 - 2 * BATCH
     features.extract(dataset, small_cnn(), tmp_path / "direct", "cpu")
@@ -72,11 +71,11 @@ def test_full_disk_is_foreseen(dataset, tmp_path, monkeypatch):
 def test_everything_that_decides_the_features_is_in_their_identity(dataset, phantom_dataset):
     first = {
         "dataset": dataset, "backbone": "resnet18", "weights_digest": "w", "size": None, "precision": "float32",
-        "device": "cuda:0",
+        "device": "cuda:0", "compile": "off",
     }  # fmt: skip
     changes = [
         {"dataset": phantom_dataset(75, seed=1)}, {"backbone": "resnet34"}, {"weights_digest": "v"}, {"size": 96},
-        {"precision": "bfloat16"}, {"device": "cpu"},
+        {"precision": "bfloat16"}, {"device": "cpu"}, {"compile": "on"},
     ]  # fmt: skip
     names = [features.identity(**(first | change)) for change in [{}, *changes]]
     assert len(set(names)) == len(names)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bench.command_line import EGAL_BENCH
-from bench.networks import small_cnn
+from bench.networks import batch_sizes, small_cnn
 from egal_bench.errors import BenchError
+from egal_bench.models.devices import BATCH
 from egal_bench.scoring import features
-from egal_bench.scoring.batches import BATCH
 from profiles import is_thorough
 
 SAMPLES = 75
@@ -47,8 +47,8 @@ def stored(undisturbed, tmp_path):
 
 def computed_samples(dataset, folder):
     """Extract into `folder`; return how many samples passed the trunk for it."""
-    network, passed = small_cnn(), []
-    network.trunk.register_forward_hook(lambda module, args, out: passed.append(len(out)))
+    network = small_cnn()
+    passed = batch_sizes(network)
     features.extract(dataset, network, folder, "cpu")
     return sum(passed)
 
@@ -94,11 +94,11 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from egal_bench.dataset import open_dataset
-from egal_bench.models import network
-from egal_bench.scoring import batches, features
+from egal_bench.models import devices, network
+from egal_bench.scoring import features
 
 torch.set_num_threads(1)
-batches.BATCH = 2
+devices.BATCH = 2
 shards, folder, beside, share = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 dataset, rng = open_dataset(shards), random.Random(beside)
 
@@ -149,7 +149,7 @@ def test_killed_passes_leave_the_bytes_of_a_quiet_pass(dataset, tmp_path, monkey
     report = json.loads(done.stdout)
     assert set(report["ends"]) == {0}, done.stderr
     assert report["killed"] >= 4 // share  # the others had ended before
-    monkeypatch.setattr("egal_bench.scoring.batches.BATCH", 2)
+    monkeypatch.setattr("egal_bench.models.devices.BATCH", 2)
     features.extract(dataset, small_cnn(), tmp_path / "quiet", "cpu")
     assert content(tmp_path / "f") == content(tmp_path / "quiet")
     assert features.open_features(tmp_path / "f").maps.astype(bool).any((1, 2, 3)).all()

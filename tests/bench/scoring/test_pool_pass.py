@@ -13,9 +13,9 @@ from bench.networks import small_cnn
 from egal_bench.config import Config
 from egal_bench.dataset import open_dataset
 from egal_bench.errors import BenchError
+from egal_bench.models import devices
 from egal_bench.models.heads import Head
 from egal_bench.models.network import Network
-from egal_bench.scoring import batches
 from egal_bench.scoring.pool_pass import score
 from egal_kernels import acquire, pack_roi
 from egal_shards import ShardError, pack
@@ -233,5 +233,5 @@ def test_memory_does_not_grow_with_the_pool(tmp_path, child_environment):
 
 def test_size_of_the_batches_decides_only_the_rounding(network, dataset, monkeypatch):
     expected = scores(network, dataset, dataset.test, "roi")
-    monkeypatch.setattr(batches, "BATCH", 7)
+    monkeypatch.setattr(devices, "BATCH", 7)
     np.testing.assert_allclose(scores(network, dataset, dataset.test, "roi").logits, expected.logits, atol=1e-5)

@@ -1,0 +1,112 @@
+"""The copy of a trained network that passes use: norms folded, weights in the pass's precision, maybe compiled."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+
+import torch
+from torch import Tensor, nn
+
+from egal_bench.errors import BenchError, UserCodeError, brief
+from egal_bench.models.devices import batch_of, device_kind, out_of_memory
+from egal_bench.models.folding import folded
+from egal_bench.models.network import Network
+
+REFERENCE = 224  # pixels per side of the images that the rule of "auto" counts
+WORTH = {"cpu": 5_000, "cuda": 1_000_000}  # reference images, per CPU thread or per GPU, from which compiling pays
+
+
+def inference_network(
+    network: Network, device: str, precision: str, compile: str = "off", batch: int | None = None
+) -> Network:
+    """Return a copy of `network` for passes on `device`; it shares the head.
+
+    Its batch norms are folded as far as possible (see `folding`), and the weights of its convolutions and linear
+    layers are in the precision of the pass, so that autocast need not convert them for each batch. A copy of a trained
+    network takes milliseconds, but for the compilation, which the first batch starts.
+
+    Args:
+        network: on `device`.
+        device: where the pass runs.
+        precision: precision of the pass.
+        compile: "on" or "off".
+        batch: images per batch of a compiled trunk; None: as many as a pass takes.
+    """
+    trunk = folded(network.trunk, network.folds)
+    if precision == "bfloat16":
+        for layer in trunk.modules():
+            if type(layer) in (nn.Conv2d, nn.Linear):  # others may read their weights in ways that need float32
+                layer.to(torch.bfloat16)
+    trunk = trunk.to(memory_format=torch.channels_last)
+    if compile == "on":
+        trunk = Compiled(trunk, batch or batch_of(device))
+    shell = copy.copy(network)
+    shell._modules = dict(network._modules) | {"trunk": trunk}
+    return shell.eval()
+
+
+def chosen_compile(requested: str, device: str, images: int, side: int, threads: int) -> str:
+    """Return "on" or "off" for `requested`, which may be "auto".
+
+    "auto" is "on" where a pass is so long that compiling pays: from WORTH images of REFERENCE² pixels per CPU thread,
+    and where a C++ compiler is installed. Sizes decide, never a timing.
+
+    Args:
+        requested: "auto", "on" or "off".
+        device: where the pass runs.
+        images: number of images in the pass.
+        side: pixels per side that the trunk sees.
+        threads: CPU threads of the pass.
+
+    Raises:
+        BenchError: "on" without a C++ compiler.
+    """
+    if requested == "on" and not _compiler():
+        raise BenchError("--compile on: no C++ compiler is installed, such as g++; install one, or give --compile off")
+    if requested != "auto":
+        return requested
+    kind = device_kind(device)
+    work = images * (side / REFERENCE) ** 2 / (threads if kind == "cpu" else 1)
+    return "on" if kind in WORTH and work >= WORTH[kind] and _compiler() else "off"
+
+
+def _compiler() -> str | None:
+    """Return the path of the C++ compiler that PyTorch would call."""
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+class Compiled(nn.Module):
+    """A trunk behind torch.compile, whose batches all have the same size: shorter ones are padded with zeros.
+
+    One size needs one compilation, and no number depends on where a pass was interrupted. On a CPU the weights become
+    constants of the compiled program. At most one compiled trunk is usable per process.
+
+    Args:
+        trunk: on its device, in evaluation mode.
+        batch: images per batch.
+    """
+
+    def __init__(self, trunk: nn.Module, batch: int) -> None:
+        super().__init__()
+        torch.compiler.reset()  # programs of earlier networks would count against the limit of recompilations
+        self.trunk, self.batch = torch.compile(trunk, dynamic=False), batch
+        self.freezing = not next(trunk.parameters()).is_cuda
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the map [B, C, h, w] of images float32 [B, in_channels, H, W] in channels_last layout."""
+        parts = [self._padded(part) for part in torch.split(images, self.batch)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _padded(self, images: Tensor) -> Tensor:
+        missing = self.batch - len(images)
+        batch = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
+        try:
+            with torch._inductor.config.patch(freezing=self.freezing):  # read when the first batch is traced
+                return self.trunk(batch.contiguous(memory_format=torch.channels_last))[: len(images)]
+        except Exception as error:
+            if isinstance(error, UserCodeError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                raise
+            raise BenchError(f"--compile on: PyTorch cannot compile this network: {brief(error)}; give --compile off"
+                             ) from error  # fmt: skip

@@ -1,0 +1,102 @@
+"""The copy of a network for passes: precision of its weights, compilation, and when that is chosen."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.networks import small_cnn
+from egal_bench import compare
+from egal_bench.config import Config
+from egal_bench.errors import BenchError
+from egal_bench.models.inference import Compiled, chosen_compile, inference_network
+from egal_bench.models.network import build
+from egal_bench.models.precision import autocast
+from egal_bench.scoring.pool_pass import score
+from egal_bench.tables.folder import ResultsFolder, RunName
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16_err_no_more_than_autocast_does():
+    network = build("resnet18", 3, image_channels=3, image_size=64, size=None, seed=0).eval()
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    copied, exact = inference_network(network, "cpu", "bfloat16"), network.features(images)
+    dtypes = {type(module): module.weight.dtype for module in copied.trunk.modules() if hasattr(module, "weight")}
+    assert dtypes == {nn.Conv2d: torch.bfloat16}
+    with autocast("cpu", "bfloat16"):
+        errors = [float((maps.float() - exact).norm()) for maps in (copied.features(images), network.features(images))]
+    assert errors[0] < 1.1 * errors[1]
+
+
+@torch.no_grad()
+def test_copy_follows_the_network_only_when_it_is_made_anew():
+    network = small_cnn().eval()
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    first = inference_network(network, "cpu", "float32")
+    for parameter in network.trunk.parameters():
+        parameter.mul_(1.5)
+    second = inference_network(network, "cpu", "float32")
+    torch.testing.assert_close(second.features(images), network.features(images), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(first.features(images), second.features(images), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "side", "threads", "expected"),
+    [
+        ("cpu", 5_000, 224, 1, "on"),
+        ("cpu", 4_999, 224, 1, "off"),
+        ("cpu", 5_000, 224, 2, "off"),
+        ("cpu", 20_000, 112, 1, "on"),
+        ("cpu", 19_999, 112, 1, "off"),
+        ("cuda:1", 999_999, 224, 1, "off"),
+        ("cuda:1", 1_000_000, 224, 8, "on"),
+        ("mps", 10**9, 224, 1, "off"),
+    ],
+)
+def test_auto_compiles_where_the_pass_is_long(device, images, side, threads, expected):
+    assert chosen_compile("auto", device, images, side, threads) == expected
+    assert chosen_compile("off", device, images, side, threads) == "off"
+    assert chosen_compile("on", device, images, side, threads) == "on"
+
+
+def test_without_a_compiler_auto_is_off_and_on_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert chosen_compile("auto", "cpu", 10**9, 224, 1) == "off"
+    with pytest.raises(BenchError, match="--compile on: no C\\+\\+ compiler is installed"):
+        chosen_compile("on", "cpu", 10, 224, 1)
+
+
+def test_network_that_cannot_be_compiled_is_refused_with_the_reason(monkeypatch):
+    def compiled(trunk, **options):
+        def fail(images):
+            raise RuntimeError("no lowering for aten.something\nand a page of details")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    trunk = Compiled(nn.Conv2d(1, 1, 1), batch=2)
+    with pytest.raises(BenchError, match=r"compile this network: no lowering for aten.something; give --compile off"):
+        trunk(torch.zeros(2, 1, 4, 4))
+
+
+def test_compiled_pass_is_the_same_wherever_it_is_cut(phantom_dataset):
+    dataset = phantom_dataset(90)
+    config, network = Config(compile="on"), inference_network(small_cnn(), "cpu", "float32", "on")
+    eager = score(small_cnn().eval(), dataset, dataset.pool, Config(), "cpu", needs={"roi"})
+    long = score(network, dataset, dataset.pool, config, "cpu", needs={"roi"})
+    parts = [score(network, dataset, part, config, "cpu", needs={"roi"}) for part in np.split(dataset.pool, [5, 38])]
+    np.testing.assert_allclose(long.logits, eager.logits, rtol=1e-4, atol=1e-5)
+    for name in ("logits", "entropy"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(long, name))
+
+
+def test_comparison_records_whether_its_passes_were_compiled(tmp_path):
+    settings = {"phantom_samples": 60, "size": 32, "init": 6, "budget": 4, "rounds": 1, "steps": 2, "workers": 1}
+    tables = {}
+    for compile in ("auto", "on"):
+        config = Config(strategies=("entropy",), seeds=1, compile=compile, out=tmp_path / compile, **settings)
+        comparison = compare(config)
+        tables[compile] = comparison.rounds
+        record = ResultsFolder(tmp_path / compile).record(RunName("phantom-brain", "entropy", 0))
+        assert record["settings"]["compile"] == {"auto": "off", "on": "on"}[compile]
+    np.testing.assert_allclose(tables["on"]["nll"], tables["auto"]["nll"], rtol=1e-3)
