@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +91,13 @@ class Compiled(nn.Module):
     """
 
     def __init__(self, trunk: nn.Module, batch: int) -> None:
+        from torch._inductor import config  # takes seconds, so only where it is needed
+
         super().__init__()
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of toolkits without a GPU
         torch.compiler.reset()  # programs of earlier networks would count against the limit of recompilations
         self.trunk, self.batch = torch.compile(trunk, dynamic=False), batch
-        self.freezing = not next(trunk.parameters()).is_cuda
+        self.compiling = partial(config.patch, freezing=not next(trunk.parameters()).is_cuda)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the map [B, C, h, w] of images float32 [B, in_channels, H, W] in channels_last layout."""
@@ -103,7 +108,7 @@ class Compiled(nn.Module):
         missing = self.batch - len(images)
         batch = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
         try:
-            with torch._inductor.config.patch(freezing=self.freezing):  # read when the first batch is traced
+            with self.compiling():  # read when the first batch is traced
                 return self.trunk(batch.contiguous(memory_format=torch.channels_last))[: len(images)]
         except Exception as error:
             if isinstance(error, UserCodeError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
