@@ -18,4 +18,4 @@ def peak():
 def number_printed_by(code: str, *words: object) -> float:
     """Return the number that `code`, which may call peak(), prints last in a new process with `words` as arguments."""
     command = [sys.executable, "-c", PEAK + textwrap.dedent(code), *map(str, words)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])

@@ -93,11 +93,10 @@ SCORE = """
     from egal_bench.querying.query import Request, run_query
     from egal_shards import ShardSet
     folder, out, top = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    out.mkdir(parents=True, exist_ok=True)
     shards, config = ShardSet.without_index(folder), Config(backbone="small-cnn", device="cpu", workers=1)
     network = build("small-cnn", 2, image_channels=1, image_size=8, size=None, seed=0)
     described = SimpleNamespace(manifest=shards.manifest, classes=("a", "b"))
-    file = out / "network.safetensors"
+    file = out.with_name(f"{out.name}.safetensors")
     file.write_bytes(network_file(network, SimpleNamespace(shards=described), config))
     result = run_query(Request((folder,), file, out, "egal", top, config))
     assert result.samples == shards.manifest.counts.samples, result

@@ -33,12 +33,24 @@ def inspect(
     summary = inspecting.summarise(opened)
     picture = out or Path(f"{set_name(shards)}.contact.png")
     inspecting.save_contact_sheet(opened, picture, samples, seed)
+    print(_title(opened))
     print_table(_table(opened, summary), 100)
+    if any(row.roi_area for row in summary.values()):
+        print("area p5: 5 % of the samples with ROI have a smaller ROI (area in % of the image); p50 is the median.")
     for line in _packing(opened):
         print(line)
     print(f"Picture: {picture}")
     if as_json:
         print_json(_as_json(opened, summary, picture))
+
+
+def _title(shards: ShardSet) -> str:
+    spec, files = shards.manifest.image, shards.manifest.shards
+    size = sum(file.bytes for file in files) / 1e6
+    return (
+        f"{_plain(shards.name)}: {counted_noun(len(shards), 'sample')}, {spec.channels}×{spec.size}×{spec.size} "
+        f"{spec.dtype} ({spec.format}), {counted_noun(len(files), 'shard')}, {size:.1f} MB"
+    )
 
 
 def _table(shards: ShardSet, summary: dict[str, ClassSummary]) -> Table:
@@ -47,24 +59,16 @@ def _table(shards: ShardSet, summary: dict[str, ClassSummary]) -> Table:
 
     from egal_shards.inspecting import QUANTILES
 
-    spec, files = shards.manifest.image, shards.manifest.shards
-    size = sum(file.bytes for file in files) / 1e6
-    samples = counted_noun(len(shards), "sample")
-    title = (
-        f"{_plain(shards.name)}: {samples}, {spec.channels}×{spec.size}×{spec.size} {spec.dtype} "
-        f"({spec.format}), {counted_noun(len(files), 'shard')}, {size:.1f} MB"
-    )
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("class")
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("class", overflow="fold")
     splits = list(shards.manifest.counts.splits)
-    for name in ("samples", *splits, "groups", "with ROI", *(f"{100 * q:g} %" for q in QUANTILES)):
+    for name in ("samples", *splits, "groups", "with\nROI", *(f" area\np{100 * q:g}" for q in QUANTILES)):
         table.add_column(name, justify="right")
     for name, row in summary.items():
         areas = [f"{area:.3g}" for area in row.roi_area] if row.roi_area else ["" for _ in QUANTILES]
         share = f"{100 * row.with_roi / max(row.samples, 1):.0f} %"
         counts = (row.samples, *(row.splits[split] for split in splits), row.groups)
         table.add_row(_plain(name) or "all", *map(str, counts), share, *areas, end_section=name in shards.classes[-1:])
-    table.caption = "Last columns: ROI area, % of the image, below which that share of the samples with ROI lies"
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import Annotated
 
 import typer
@@ -11,6 +13,8 @@ from egal_bench.cli.streams import check_stdout
 from egal_bench.errors import unknown
 
 LISTS = ("strategies", "sources", "backbones", "conventions")
+NAME_COLUMN = 25  # characters: a name and a space
+WIDEST = 120  # characters of a line; longer lines are hard to read
 
 
 def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: Json = False) -> None:
@@ -28,7 +32,7 @@ def _print(what: str) -> None:
         _print_strategies()
         return
     for name, summary in _listed(what).items():
-        print(f"{name:24} {summary}")
+        _print_entry(name, summary)
 
 
 def _print_strategies() -> None:
@@ -37,9 +41,24 @@ def _print_strategies() -> None:
 
     for name, strategy in available().items():
         access = f" [reads {', '.join(sorted(strategy.needs))}]" if strategy.needs else ""
-        print(f"{name:24} {strategy.summary}{access}")
+        _print_entry(name, f"{strategy.summary}{access}")
         for line in described(strategy):
-            print(f"{'':24}   {line}")
+            _print_wrapped(line, "    ", 8)
+
+
+def _print_entry(name: str, text: str) -> None:
+    """Print a name and, in the column beside it, its text."""
+    _print_wrapped(text, f"{name:{NAME_COLUMN - 1}} ", NAME_COLUMN)
+
+
+def _print_wrapped(text: str, start: str, indent: int) -> None:
+    """Print `start` and the text, wrapped at words to the width of the terminal; later lines are indented."""
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    lines = textwrap.wrap(
+        text, max(width, 2 * NAME_COLUMN), initial_indent=start, subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    print("\n".join(lines or [start.rstrip()]))
 
 
 def _listed(what: str) -> dict[str, str]:

@@ -24,7 +24,10 @@ def print_table(table: RenderableType, width: int) -> None:
     """Print a rich table as wide as the terminal, or `width` columns wide where stdout is no terminal."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else width, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))  # rich pads lines with spaces
 
 
 def counted_noun(number: int, noun: str) -> str:

@@ -63,19 +63,19 @@ class FinetuneLearner:
         """
         config, self._copy = self.config, None
         rng = np.random.default_rng([*self.loader.generate_state(4), round_])
-        held = held_out(self.dataset.labels[labelled], self.dataset.classes, config.early_stop, self.loader)
-        if config.early_stop and not held.any():
+        is_held_out = held_out(self.dataset.labels[labelled], self.dataset.classes, config.early_stop, self.loader)
+        if config.early_stop and not is_held_out.any():
             raise BenchError(f"--early-stop {config.early_stop} holds out none of {len(labelled)} labels: raise --init")
-        trained = labelled[~held]
+        trained = labelled[~is_held_out]
         if round_ == 0 or not config.warm_start:
             self.network.load_state_dict(self.initial)
-        held_samples = self._load(labelled[held]) if held.any() else None
+        held_out_samples = self._load(labelled[is_held_out]) if is_held_out.any() else None
         samples = self._load(trained)
         if config.head == "prototypical":
             episodes = train_in_episodes(self.network, samples, config, rng)
             steps, last_loss, explained = episodes.steps, episodes.loss, trained[episodes.queried]
         else:
-            steps, last_loss = train(self.network, samples, held_samples, config, rng)
+            steps, last_loss = train(self.network, samples, held_out_samples, config, rng)
             explained = trained
         if not math.isfinite(last_loss):
             raise BenchError(f"training diverged in round {round_}: lower --learning-rate (now {config.learning_rate})")

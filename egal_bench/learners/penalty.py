@@ -40,7 +40,7 @@ def held_out_losses(x: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.
     """
     rows, squares = _rotated(np.asarray(x, np.float64))
     parts = [_Fold(rows, squares, labels, folds == fold) for fold in np.unique(folds)]
-    samples = max(sum(len(part.held_labels) for part in parts), 1)
+    samples = max(sum(len(part.fold_labels) for part in parts), 1)
     losses: list[float] = []
     for l2 in GRID:
         losses.append(sum(part.loss(l2) for part in parts) / samples)
@@ -52,17 +52,17 @@ def held_out_losses(x: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.
 class _Fold:
     """The fits without one fold, from the strongest penalty on; each fit starts where the one before has ended."""
 
-    def __init__(self, rows: np.ndarray, squares: np.ndarray, labels: np.ndarray, held: np.ndarray) -> None:
-        self.rows, self.squares = rows[~held], squares
-        classes, self.labels = np.unique(labels[~held], return_inverse=True)
+    def __init__(self, rows: np.ndarray, squares: np.ndarray, labels: np.ndarray, is_in_fold: np.ndarray) -> None:
+        self.rows, self.squares = rows[~is_in_fold], squares
+        classes, self.labels = np.unique(labels[~is_in_fold], return_inverse=True)
         self.classes = len(classes)
-        held = held & np.isin(labels, classes)
-        self.held, self.held_labels = rows[held], np.searchsorted(classes, labels[held])
+        is_scored = is_in_fold & np.isin(labels, classes)
+        self.fold_rows, self.fold_labels = rows[is_scored], np.searchsorted(classes, labels[is_scored])
         self.weight, self.bias = np.zeros((len(classes), rows.shape[1])), np.zeros(len(classes))
 
     def loss(self, l2: float) -> float:
         """Return the summed NLL of the held-out samples, by the head that the other samples give with `l2`."""
-        if not len(self.held):
+        if not len(self.fold_rows):
             return 0.0
         # the square root of the inverse Hessian where all classes are equally probable: all directions converge alike
         scale = 1 / np.sqrt(self.squares / (len(self.rows) * self.classes) + l2)
@@ -71,8 +71,8 @@ class _Fold:
             self.rows * scale, self.labels, self.classes, l2, scale=scale, start=start, tolerance=TOLERANCE
         )
         self.weight = weight * scale
-        log_p = log_probabilities(self.held, self.weight, self.bias)
-        return -float(log_p[np.arange(len(log_p)), self.held_labels].sum())
+        log_p = log_probabilities(self.fold_rows, self.weight, self.bias)
+        return -float(log_p[np.arange(len(log_p)), self.fold_labels].sum())
 
 
 def _rotated(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

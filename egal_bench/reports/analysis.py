@@ -82,7 +82,7 @@ def analyse(joined: Joined, question: Question) -> Analysis:
     Raises:
         BenchError: no run has the baseline, and it is not the default one.
     """
-    notes = list(joined.separated)
+    notes = [*joined.problems, *joined.separated]
     names = sorted(set(joined.rounds["strategy"]))
     if question.baseline not in names and question.baseline != Question.baseline:
         raise unknown("baseline", question.baseline, names)
@@ -111,7 +111,7 @@ def _class_finals(joined: Joined, notes: list[str]) -> pd.DataFrame:
     """Return sensitivity and specificity of every class after the last round, as outcomes."""
     if joined.predictions.empty:
         notes.append(
-            "No run has kept its predictions (--keep), so there are no results per class, no calibration, no "
+            "No run has a readable table predictions (--keep), so there are no results per class, no calibration, no "
             "confusion matrices and no intervals from the test set."
         )
     rates = class_curves(joined.predictions, joined.rounds) if len(joined.predictions) else pd.DataFrame(columns=CURVE)

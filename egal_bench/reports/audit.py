@@ -50,7 +50,7 @@ def _per_dataset(name: str, table: pd.DataFrame, check: Callable[[pd.DataFrame],
         return Check(name, "unknown", "The runs have no such table.")
     problem_of = {key["dataset"]: check(rows) for key, rows in split(table, ["dataset"])}
     problems = [f"{shown(dataset)}: {problem}" for dataset, problem in problem_of.items() if problem]
-    return _verdict(name, problems, f"On {len(problem_of)} data set{'s' * (len(problem_of) != 1)}.")
+    return _verdict(name, problems, f"True of {len(problem_of)} data set{'s' * (len(problem_of) != 1)}.")
 
 
 def _initial_sets(rows: pd.DataFrame) -> str:
@@ -151,7 +151,8 @@ def _ties(joined: Joined) -> Check:
     shares = bought.groupby(["dataset", "strategy"])["tied"].mean().rename("share").reset_index()
     high = shares[shares["share"] > MOST_TIED].sort_values("share", ascending=False, kind="stable")
     problems = [
-        f"{shown(row['strategy'])} on {shown(row['dataset'])}: {100 * row['share']:.0f} % of the purchases."
+        f"{shown(row['strategy'])} on {shown(row['dataset'])}: {100 * row['share']:.0f} % of the purchases were tied, "
+        "so chance chose."
         for row in high.head(4).to_dict("records")
     ]
     if len(high) > 4:

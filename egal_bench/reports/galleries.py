@@ -41,7 +41,9 @@ def galleries(analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
         kept = ((run, _explanations(analysis, run)) for run in runs)
         maps = {run: frame for run, frame in kept if frame is not None}
         if not maps:
-            notes.append(f"{shown(dataset)}: no gallery, because no run has kept its explanations (--keep).")
+            notes.append(
+                f"{shown(dataset)}: no gallery: no run of the lowest seed has a readable table explanations (--keep)."
+            )
             continue
         try:
             shards = shards_of(analysis.joined, next(iter(maps)))

@@ -83,6 +83,7 @@ def page(
         datasets=verdict["datasets"],
         forests=forests(analysis),
         checks=checks,
+        problems=[shown_text(problem) for problem in analysis.joined.problems],
         notes=[shown_text(note) for note in analysis.notes],
         results=results,
         diagnostics=diagnostics,
@@ -100,7 +101,7 @@ def pool_obstacle(analysis: Analysis) -> str:
     """Return why there is no chart of the pool, for reports that have none."""
     if any("pool" in tables for tables in analysis.joined.kept.values()):
         return "No sample of the pool has an ROI, so there is no misalignment to show."
-    return "No run has kept the table pool (--keep), so nothing is known of the samples that were not bought."
+    return "No run has a readable table pool (--keep), so nothing is known of the samples that were not bought."
 
 
 def shown_text(text: str) -> str:

@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from egal_bench.config import Config, flag_of
+from egal_bench.console import say
 from egal_bench.errors import BenchError
+from egal_bench.reports.missing import incomplete_runs, unequal_tables, usable_tables
 from egal_bench.reports.oracles import needs_of, oracles_of
 from egal_bench.tables.files import read
 from egal_bench.tables.folder import ResultsFolder, RunName
 from egal_bench.tables.schemas import ORDER, PARTITION, SCHEMAS
 from egal_bench.tables.settings import DIGESTS, OF_STRATEGY, comparable
+from egal_shards.errors import printable
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Joined:
         predictions: the rows of the last round of each run that has kept this table.
         records: the record of each run, see `tables.folder.ResultsFolder`.
         places: the folder of each run, and the run's name there.
-        kept: the tables of each run.
+        kept: the tables of each run that can be read.
+        problems: sentences that name runs and tables that are missing or damaged.
         separated: sentences that say which data sets were split because their runs have different settings.
     Runs of one data set that cannot be compared stand under different names of the data set, such as
     "cheng (explain-loss 1.0)".
@@ -45,6 +49,7 @@ class Joined:
     records: Mapping[RunName, Mapping[str, Any]]
     places: Mapping[RunName, tuple[ResultsFolder, RunName]]
     kept: Mapping[RunName, frozenset[str]]
+    problems: tuple[str, ...]
     separated: tuple[str, ...]
 
     @property
@@ -63,17 +68,20 @@ class Joined:
 
 
 def join(paths: Sequence[Path]) -> Joined:
-    """Return the runs of the results folders at `paths`.
+    """Return the runs of the results folders at `paths`; what is missing or damaged is said on stderr, too.
 
     Raises:
-        BenchError: a folder holds no finished run, or the same run stands in two folders.
+        BenchError: a folder holds no finished run, the same run stands in two folders, or a table that every run needs
+            is damaged.
     """
+    problems: list[str] = []
     places: dict[tuple[str, str], dict[RunName, tuple[ResultsFolder, dict[str, Any]]]] = defaultdict(dict)
     for path in paths:
         folder = ResultsFolder(path)
         records = folder.records()
         if not records:
             raise BenchError(f"{path}: holds no finished run of a comparison; give the folder that `compare` wrote")
+        problems += incomplete_runs(folder, records)
         for run, record in records.items():
             group = places[run.dataset, _group(record)]
             if run in group:
@@ -84,15 +92,20 @@ def join(paths: Sequence[Path]) -> Joined:
             group[run] = folder, record
     labels, separated = _labels(places)
     tables: dict[str, list[pd.DataFrame]] = {"rounds": [], "selections": [], "predictions": []}
-    named, origins, all_kept = {}, {}, {}
+    named, origins, all_kept, present = {}, {}, {}, {}
     for key, runs in places.items():
         for run, (folder, record) in runs.items():
             name = run._replace(dataset=labels[key])
             named[name], origins[name] = record, (folder, run)
-            kept = all_kept[name] = frozenset(folder.kept(run))
+            kept, damaged = usable_tables(folder, run)
+            all_kept[name], present[name] = kept, kept | damaged.keys()
+            problems += damaged.values()
             for table, parts in tables.items():
                 if table in kept:
                     parts.append(_rows(folder, run, table).to_pandas().assign(**name._asdict()))
+    problems += unequal_tables(present, named)
+    for problem in problems:
+        say(printable(problem))
     return Joined(
         tuple(paths),
         rounds=_table("rounds", tables["rounds"]),
@@ -101,6 +114,7 @@ def join(paths: Sequence[Path]) -> Joined:
         records=dict(sorted(named.items())),
         places=origins,
         kept=all_kept,
+        problems=tuple(problems),
         separated=tuple(separated),
     )
 

@@ -67,7 +67,7 @@ def summary_table(summary: pd.DataFrame, oracles: Collection[str] = ()) -> Group
     for dataset, rows in summary.groupby("dataset", sort=False):
         seeds = _number_of_seeds(rows)
         title = f"{shown(dataset)}: %, mean ± sd over {seeds}, after {rows.labels.max()} labels"
-        table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+        table = Table(box=box.SIMPLE_HEAD, padding=0)
         table.add_column("strategy", no_wrap=True)
         for name in COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
@@ -78,7 +78,7 @@ def summary_table(summary: pd.DataFrame, oracles: Collection[str] = ()) -> Group
                 *_difference(row), str(row["labels"]), f"{row['masks']:.0f}",
                 "" if pd.isna(row["tied"]) else f"{100 * row['tied']:.0f} %",
             )  # fmt: skip
-        parts += [table, Text(_reading(rows))]
+        parts += [Text(title, style="italic"), table, Text(_reading(rows))]  # a table's own title wraps at its width
         if reading := sorted(set(rows.strategy) & set(oracles)):
             verb = "reads" if len(reading) == 1 else "read"
             parts.append(Text(f"† oracle: {listed(reading)} {verb} labels of the pool, as no real study can."))

@@ -15,6 +15,7 @@ from egal_bench.errors import BenchError
 from egal_bench.tables.schemas import PARTITION, TEXT_COLUMNS, file_schema
 
 RECORD = b"egal_bench.run"  # key of the file's metadata: a JSON object that says which run wrote the file, and how
+DAMAGE = (pa.ArrowException, ValueError, OSError)  # what damaged bytes raise; ValueError: text that is not UTF-8
 
 
 def part(out: Path, table: str, dataset: str, strategy: str, seed: int) -> Path:
@@ -45,12 +46,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """Return the record of the run that wrote `path`; None where there is no such file, {} where it has no record."""
     _check_regular(path)
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        return json.loads((pq.read_schema(path).metadata or {}).get(RECORD, b"{}"))
     except FileNotFoundError:
         return None
-    except (pa.ArrowInvalid, OSError) as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from None
-    return json.loads(metadata.get(RECORD, b"{}"))
 
 
 def read(path: Path, table: str) -> pa.Table:
@@ -59,10 +59,11 @@ def read(path: Path, table: str) -> pa.Table:
     _check_regular(path)
     try:
         rows = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        names = rows.schema.names
+    except DAMAGE as error:
         raise _unreadable(path, error) from None
     if not rows.schema.equals(schema):
-        differing = sorted(set(rows.schema.names) ^ set(schema.names)) or [
+        differing = sorted(set(names) ^ set(schema.names)) or [
             field.name for field in schema if not field.equals(rows.schema.field(field.name))
         ]
         raise BenchError(
@@ -70,7 +71,7 @@ def read(path: Path, table: str) -> pa.Table:
             "it; compare into another --out"
         )
     if not rows.num_rows:
-        raise BenchError(f"{path}: has no rows; the same comparison computes it again")
+        raise BenchError(f"{path}: has no rows; `egal-bench compare` with the same command computes it again")
     return rows
 
 
@@ -81,4 +82,5 @@ def _check_regular(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception | str) -> BenchError:
-    return BenchError(f"{path}: unreadable ({error}); the same comparison computes it again")
+    reason = " ".join(str(error).split())  # pyarrow can write several lines
+    return BenchError(f"{path}: unreadable ({reason}); `egal-bench compare` with the same command computes it again")

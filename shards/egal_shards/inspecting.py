@@ -109,11 +109,11 @@ def pixels_of(sample: Sample, side: int) -> np.ndarray:
     return np.array(image.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def outlined(tile: np.ndarray, roi: np.ndarray) -> np.ndarray:
+def outlined(tile: np.ndarray, roi: np.ndarray, colour: tuple[int, int, int] = _OUTLINE) -> np.ndarray:
     """Return a copy of a picture, uint8 [side, side, 3], with the outline of the ROI, bool [H, W] of any size."""
     tile, at = tile.copy(), (np.arange(len(tile)) * len(roi)) // len(tile)
     roi = roi[np.ix_(at, at)]
-    tile[_border(roi, beyond=False)] = _OUTLINE
+    tile[_border(roi, beyond=False)] = colour
     tile[_border(~roi, beyond=True)] = _RIM  # a second colour, since no single one is visible on every image
     return tile
 

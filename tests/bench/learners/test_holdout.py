@@ -15,14 +15,14 @@ from egal_bench.learners.holdout import held_out
 @settings(max_examples=100)
 def test_held_out_is_stratified_repeatable_and_nested(labels, share, seed):
     labels, stream = np.array(labels), np.random.SeedSequence(seed)
-    held = held_out(labels, 4, share, stream)
+    is_held_out = held_out(labels, 4, share, stream)
     for k in np.unique(labels):
-        of_class = held[labels == k]
+        of_class = is_held_out[labels == k]
         assert abs(of_class.sum() - share * len(of_class)) <= 1
         assert not of_class[0]
-    np.testing.assert_array_equal(held, held_out(labels, 4, share, np.random.SeedSequence(seed)))
+    np.testing.assert_array_equal(is_held_out, held_out(labels, 4, share, np.random.SeedSequence(seed)))
     earlier = len(labels) // 2
-    np.testing.assert_array_equal(held[:earlier], held_out(labels[:earlier], 4, share, stream))
+    np.testing.assert_array_equal(is_held_out[:earlier], held_out(labels[:earlier], 4, share, stream))
 
 
 def test_other_seeds_hold_out_other_samples():

@@ -31,8 +31,8 @@ def reference_losses(x, labels, folds):
     losses, samples = np.zeros(len(GRID)), 0
     for fold in np.unique(folds):
         fitted = folds != fold
-        held = ~fitted & np.isin(labels, labels[fitted])
-        samples += held.sum()
+        is_scored = ~fitted & np.isin(labels, labels[fitted])
+        samples += is_scored.sum()
         if len(np.unique(labels[fitted])) < 2:
             continue  # the only class has probability 1
         # for two classes scikit-learn fits one weight w; ours are +w/2 and -w/2, whose squares sum to half of |w|²
@@ -40,8 +40,8 @@ def reference_losses(x, labels, folds):
         for i, l2 in enumerate(GRID):
             head = LogisticRegression(C=half / (fitted.sum() * l2), tol=1e-9, solver="newton-cholesky")
             head.fit(x[fitted], labels[fitted])
-            columns = np.searchsorted(head.classes_, labels[held])
-            losses[i] -= head.predict_log_proba(x[held])[np.arange(held.sum()), columns].sum()
+            columns = np.searchsorted(head.classes_, labels[is_scored])
+            losses[i] -= head.predict_log_proba(x[is_scored])[np.arange(is_scored.sum()), columns].sum()
     return losses / max(samples, 1)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.in_process import unrendered_figures
 from bench.reports.made_up import write_results
 from egal_bench.reports.question import Question
 from egal_bench.reports.report import write_report
@@ -41,7 +42,8 @@ def report(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     strategies = ("random", "egal", "entropy", "misalignment", HOSTILE)
     write_results(runs, datasets=("cheng", "siim", "wbc"), strategies=strategies, seeds=range(3), gains={"egal": 0.05})
-    write_report([runs], runs / "report", Question())
+    with unrendered_figures():
+        write_report([runs], runs / "report", Question())
     return runs / "report/report.html"
 
 
@@ -194,6 +196,7 @@ def test_every_control_has_a_name_for_a_screen_reader(page):
     assert all(name.strip() for name in names)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_opacity_slider_changes_the_class_maps(browser, tmp_path):
     pack(phantom(samples=60, size=32, roi_area=0.08, seed=0), tmp_path / "set", size=32, progress=False)
     write_results(tmp_path / "runs", seeds=range(2), shards=ShardSet(tmp_path / "set"))

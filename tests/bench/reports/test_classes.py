@@ -28,6 +28,7 @@ def test_a_column_has_a_name_only_if_all_data_sets_share_it(datasets, name, lege
     assert TWO.legend(datasets) == legend
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_tables_of_a_report_name_the_classes(tmp_path):
     pack(phantom(samples=60, size=32, roi_area=0.08, seed=0), tmp_path / "set", size=32, progress=False)
     shards = ShardSet(tmp_path / "set")

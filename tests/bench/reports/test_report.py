@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from bench.command_line import error_of
+from bench.command_line import egal_bench, error_of
 from bench.reports.made_up import write_results
 from egal_bench.reports import html
 from egal_bench.reports.names import latex, markdown, shown
@@ -103,6 +103,7 @@ def test_the_csv_tables_hold_the_numbers_of_the_verdict(complete):
     assert row["difference"] == verdict["datasets"]["siim"]["strategies"]["egal"]["aubc"]["difference"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_same_runs_give_the_same_report(tmp_path, complete):
     write_report([complete[0].parent], tmp_path, Question())
     for name in ("report.html", "verdict.json", "tables/results.csv"):
@@ -143,16 +144,17 @@ DEGENERATE = {
     "one strategy": ({"strategies": ("random",)}, "only random was run"),
     "no baseline": ({"strategies": ("egal", "entropy")}, "random was not run"),
     "no ROI": ({"roi": False}, "No sample of the pool has an ROI"),
-    "no pool": ({"pool": False}, "No run has kept the table pool"),
+    "no pool": ({"pool": False}, "No run has a readable table pool"),
     "zero rounds": ({"rounds": 0}, "no query round was run"),
     "constant metric": ({"constant": True}, "accuracy is the same in every run"),
-    "no predictions": ({"predictions": False}, "No run has kept its predictions"),
+    "no predictions": ({"predictions": False}, "No run has a readable table predictions"),
     "two data sets": ({"datasets": ("a", "b")}, "No rank tests: they need 3 data sets, and this report has 2."),
     "one seed of one strategy": ({"strategies": ("random",), "seeds": [0], "rounds": 0}, "no query round"),
     "missing seeds": ({"missing": [("cheng", "egal", s) for s in (0, 1, 2)]}, "egal has no finished run with seed 0"),
 }
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("case", DEGENERATE)
 def test_a_report_says_what_could_not_be_computed(tmp_path, case):
     settings, words = DEGENERATE[case]
@@ -164,6 +166,7 @@ def test_a_report_says_what_could_not_be_computed(tmp_path, case):
     json.dumps(verdict, allow_nan=False)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_page_says_what_to_do_next_below_the_verdict(tmp_path):
     page, verdict = report_on(tmp_path, seeds=range(3), noise=0.05)
     dataset = verdict["datasets"]["cheng"]
@@ -172,15 +175,9 @@ def test_the_page_says_what_to_do_next_below_the_verdict(tmp_path):
     assert "3 seeds can hardly show any" in page.words
 
 
-def command(*words, cwd):
-    code = "from egal_bench.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, cwd=cwd)
-
-
 def test_the_command_writes_the_report_and_prints_the_verdict(tmp_path):
     write_results(tmp_path / "runs", seeds=range(3))
-    process = command("report", "runs", "--margin=2", "--json", cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
+    process = egal_bench("report", "runs", "--margin=2", "--json", cwd=tmp_path, status=0)
     *lines, last = process.stdout.splitlines()
     verdict = json.loads(last)
     assert verdict == json.loads((tmp_path / "runs/report/verdict.json").read_text())
@@ -197,7 +194,7 @@ def test_the_command_does_not_import_torch(tmp_path):
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):
-    error = error_of(command("report", tmp_path / "nothing", cwd=tmp_path))
+    error = error_of(egal_bench("report", tmp_path / "nothing", cwd=tmp_path))
     assert "holds no finished run" in error
 
 
