@@ -8,9 +8,9 @@ the project. It finds the project beside itself. A step that needs a package tha
 the package.
 
 On a GPU it compares the kernels with the reference, in parallel processes that compile them; times every variant of
-`acquire`, the loss and the host's part of a call; profiles pool passes; times training steps and comparisons; and runs
-the tests of Triton's interpreter beside all this. It ends with one table, and writes the same rows to a JSON file. The
-exit status is 1 if a step failed.
+`acquire`, the loss and the host's part of a call; times training steps and comparisons; profiles pool passes with and
+without torch.compile; and runs the tests of Triton's interpreter beside all this. It ends with one table, and writes
+the same rows to a JSON file. The exit status is 1 if a step failed.
 
 With --compile-only it prints Markdown tables of registers, spills and loads on each target. The times in them are
 predictions from the bandwidth of the memory.
@@ -20,10 +20,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.project import Background, Network
+    from benchmarks.gpu.steps import Step
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 240.0  # seconds
@@ -60,33 +66,49 @@ def visit_gpu(path: Path) -> int:
     import torch
     import triton
 
-    from benchmarks.gpu import agreement, project, speed
-    from benchmarks.gpu.steps import Step, table, visit, write
+    from benchmarks.gpu import project
+    from benchmarks.gpu.steps import table, visit, write
 
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     print(", ".join(machine.values()), flush=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as home:
         folder = Path(home)
-        tests, packing = project.interpreter(), project.phantom(folder)
-        steps = [
-            Step("agreement", agreement.agreement, 60),
-            Step("variants", speed.variant_times, 25),
-            Step("loss", speed.loss_times, 3),
-            Step("host", speed.host_cost, 2),
-            Step("training", project.training_step, 8, PROFILES),
-            Step("profile", partial(project.profiles, packing, folder), 20, PROFILES),
-            Step("comparison", partial(project.comparisons, folder), 15, COMMANDS),
-            Step("interpreter", partial(project.interpreted, tests), 0, ("pytest", "hypothesis")),
-        ]
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # empty, so that first compilations are cold
+        tests, packing, networks = project.interpreter(), project.phantom(folder), project.compilations(folder)
         try:
-            rows = visit(steps, LIMIT)
+            rows = visit(steps_of(folder, tests, packing, networks), LIMIT)
         finally:
-            for process in (tests, packing):
+            for process in (tests, packing, *networks.values()):
                 process.stop()
     print(table(rows))
     write(rows, machine, path)
     print(path)
     return int(any(row.result == "failed" for row in rows))
+
+
+def steps_of(folder: Path, tests: Background, packing: Background, networks: dict[Network, Background]) -> list[Step]:
+    """Return the steps; each with the seconds that it takes at most on 16 cores, which fit into LIMIT together.
+
+    Args:
+        folder: for the results of profiles and comparisons.
+        tests: the tests of Triton's interpreter.
+        packing: packs the phantom of the profiles.
+        networks: compile the network of each backbone and precision.
+    """
+    from benchmarks.gpu import agreement, project, speed
+    from benchmarks.gpu.steps import Step
+
+    return [
+        Step("agreement", agreement.agreement, 70),
+        Step("compiling", partial(project.compiling, networks), 20, PROFILES),
+        Step("variants", speed.variant_times, 25),
+        Step("loss", speed.loss_times, 3),
+        Step("host", speed.host_cost, 2),
+        Step("training", project.training_step, 8, PROFILES),
+        Step("comparison", partial(project.comparisons, folder), 15, COMMANDS),
+        Step("profile", partial(project.profiles, packing, folder), 95, PROFILES),
+        Step("interpreter", partial(project.interpreted, tests), 0, ("pytest", "hypothesis")),
+    ]
 
 
 if __name__ == "__main__":

@@ -77,11 +77,24 @@ def variants(case: Case) -> dict[str, Tuning]:
     """Return the tunings that compete on a case, by name; the first is the default."""
     maps = case.classes if case.classes <= backend.ONE_PASS_CLASSES else 1
     default = tuning(case.channels, case.side**2, case.channels_last, maps, case.size)
-    return {
+    competing = {
         "one kernel": default,
         "two kernels, 1 warp": two_kernels(default, 1),
         "two kernels, 4 warps": two_kernels(default, 4),
     }
+    if streams(case):
+        competing["8 samples per program"] = replace(default, samples=8)
+    return competing
+
+
+def streams(case: Case) -> bool:
+    """Return whether a program of several samples gains anything on a case, and compiles without spills for CUDA.
+
+    Heads that are pooled first have one sample per program. Only loads of 4 bytes or more can be copied ahead. With the
+    1024 positions of a map of 32×32, ptxas spills.
+    """
+    aligned = 16 if case.channels_last else (case.side**2 & -(case.side**2)) * case.dtype.itemsize
+    return case.classes <= backend.ONE_PASS_CLASSES and aligned >= 4 and case.side < 32 and not torch.version.hip
 
 
 def two_kernels(tuned: Tuning, warps: int) -> Tuning:

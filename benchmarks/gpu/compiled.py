@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.gpu.cases import CASES, TYPES, Case, prepared, two_kernels, variants
+from benchmarks.gpu.cases import CASES, TYPES, Case, prepared, streams, two_kernels, variants
 from egal_kernels.acquisition import triton as backend
 from egal_kernels.shared.triton_class_maps import load_tile
 from egal_kernels.shared.triton_launch import Tuning
@@ -29,6 +29,7 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+STREAMING = ("sm_80", "sm_90")  # targets for which several samples per program compile without spills
 # a device of each target, and the bandwidth of its memory, bytes per second
 DEVICES = {"sm_80": ("A100 40 GB", 1.555e12), "sm_90": ("H100 SXM", 3.35e12), "gfx942": ("MI300X", 5.3e12)}
 
@@ -67,7 +68,7 @@ def compile_case(case: Case, target: str, tuned: Tuning | None = None) -> list[C
         tuned: how the work is cut; None: the default tuning.
     """
     tensors, launches = prepared(case.inputs(64, "meta"), tuned)
-    return [_compile(case, launch.kernel, launch.arguments(tensors), target) for launch in launches]
+    return [_compile(case, launch.kernel, launch.arguments(64, tensors), target) for launch in launches]
 
 
 def _compile(case: Case, kernel: Any, arguments: dict[str, Any], target: str) -> Compiled:
@@ -84,7 +85,8 @@ def _compile(case: Case, kernel: Any, arguments: dict[str, Any], target: str) ->
             signature[parameter.name] = "*" + TYPES[value.dtype]
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, Tensor) or (signature[parameter.name] == "i32" and value % 16 == 0):
+        hinted = signature[parameter.name] == "i32" and not parameter.do_not_specialize
+        if isinstance(value, Tensor) or (hinted and value % 16 == 0):
             attributes[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=TARGETS[target], options=options)
@@ -106,7 +108,8 @@ def _nvidia_resources(ptx: str) -> dict[str, int]:
         (Path(folder) / "kernel.ptx").write_text(ptx)
         command = [ptxas, "-v", "-lineinfo", "--fmad=false", f"--gpu-name={arch}", "kernel.ptx", "-o", "kernel.cubin"]
         report = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stderr
-    stack, spills = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report).groups())
+    functions = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)  # the kernel and its calls
+    stack, spills = (sum(map(int, numbers)) for numbers in zip(*functions, strict=True))
     return {"registers": int(re.search(r"Used (\d+) registers", report)[1]), "spills": spills, "scratch": stack}
 
 
@@ -162,6 +165,12 @@ def print_compiled() -> None:
         for warps in (1, 4):
             for line in processes.map(partial(_row_of_two, warps=warps), CASES):
                 print(line, flush=True)
+        print(
+            f"\n| features → ROI, 8 samples per program | registers: {', '.join(STREAMING)} | shared, B | spills |\n"
+            "|---|---|---|---|"
+        )
+        for line in processes.map(_row_of_several, filter(streams, CASES)):
+            print(line, flush=True)
 
 
 def _row(case: Case) -> str:
@@ -188,6 +197,16 @@ def _row_of_two(case: Case, warps: int) -> str:
     _assert_nothing_spills(case, by_target)
     both = ("+".join(str(compiled.registers) for compiled in kernels) for kernels in by_target.values())
     return f"| {case} | {warps} | {' '.join(both)} | 0 |"
+
+
+def _row_of_several(case: Case) -> str:
+    """Return the row of several samples per program."""
+    tuned = variants(case)["8 samples per program"]
+    by_target = {target: compile_case(case, target, tuned) for target in STREAMING}
+    _assert_nothing_spills(case, by_target)
+    registers = " ".join(str(compiled.registers) for (compiled,) in by_target.values())
+    shared = max(compiled.shared for (compiled,) in by_target.values())
+    return f"| {case} | {registers} | {shared} | 0 |"
 
 
 def _assert_nothing_spills(case: Case, by_target: dict[str, list[Compiled]]) -> None:

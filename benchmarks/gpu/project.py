@@ -1,11 +1,12 @@
 """The project on the device: profiles of pool passes, a training step, comparisons, and the interpreter's tests.
 
-What takes long and needs no GPU runs in the background from the start: packing the phantom and the tests of Triton's
-interpreter.
+What takes long and hardly needs the GPU runs in the background from the start: packing the phantom, compiling the
+networks, and the tests of Triton's interpreter.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -27,6 +28,10 @@ ROOT = Path(__file__).parents[2]
 BACKBONES = ("resnet18", "resnet50", "densenet121")
 PRECISIONS = ("float32", "bfloat16")
 PHANTOM = {"phantom_samples": 4400, "size": 224}
+PROFILE_SAMPLES = 2560  # ten batches of a pool pass
+LONGEST_PROFILE = 15.0  # seconds; no profile begins with less time left
+LONGEST_COMPILATION = 20.0  # seconds for which the other steps wait, since compiling would disturb what they time
+Network = tuple[str, str]  # backbone and precision
 PACK = """
 import sys
 from pathlib import Path
@@ -35,6 +40,12 @@ from egal_bench.config import Config
 from egal_bench.runs.data import dataset_paths
 from egal_bench.tables.folder import ResultsFolder
 dataset_paths(Config(**PHANTOM), ResultsFolder(Path(sys.argv[1])))
+"""
+COMPILE = """
+import sys
+from pathlib import Path
+from benchmarks.gpu.project import seconds_to_compile
+print(seconds_to_compile(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
 """
 PROBE = """
 import torch
@@ -92,6 +103,42 @@ def phantom(folder: Path) -> Background:
     return Background(sys.executable, "-c", PACK, str(folder))
 
 
+def compilations(folder: Path) -> dict[Network, Background]:
+    """Start to compile the network of each backbone and precision; PyTorch's cache on disk keeps the programs.
+
+    The profiles that follow find them there, if `TORCHINDUCTOR_CACHE_DIR` is the same.
+    """
+    return {
+        key: Background(sys.executable, "-c", COMPILE, *key, str(folder / "-".join(key)))
+        for key in itertools.product(BACKBONES, PRECISIONS)
+    }
+
+
+def seconds_to_compile(backbone: str, precision: str, folder: Path, device: str = "cuda") -> float | None:
+    """Profile a compiled network on two batches, and return how long the first one took, compilation included."""
+    from egal_bench.config import Config
+    from egal_bench.profiling.profile import profile
+
+    config = Config(
+        phantom_samples=700, size=PHANTOM["size"], backbone=backbone, precision=precision, device=device, threads=4,
+        compile="on",
+    )  # fmt: skip
+    result = profile(config, folder, batch=None, samples=1, rounds=1, with_peers=False, trace=None)
+    return result.compiling
+
+
+def compiling(started: dict[Network, Background], left: float) -> Iterator[Row]:
+    """Yield how long the first compilation of each network took, and stop those that take too long."""
+    end = perf_counter() + min(left, LONGEST_COMPILATION)
+    for key, process in started.items():
+        status, line = process.result(end - perf_counter())
+        if status == 0:
+            yield Row("compiling", " ".join(key), float(line), "s", "beside other compilations")
+        else:
+            note = "not finished in time" if status is None else line
+            yield Row("compiling", " ".join(key), "skipped" if status is None else "failed", note=note)
+
+
 def interpreter() -> Background:
     """Start the tests of Triton's interpreter, after a probe of the interpreter itself."""
     suite = "tests/kernels/acquire_interpreted.py"
@@ -115,7 +162,7 @@ def interpreted(suite: Background, left: float) -> Iterator[Row]:
 def profiles(packing: Background, folder: Path, left: float, device: str = "cuda") -> Iterator[Row]:
     """Yield the rates of a pool pass for each backbone and precision, as `egal-bench profile` measures them.
 
-    Where the settings have `compile`, every profile is made with and without it.
+    Every profile is made without torch.compile, then every one with it.
     """
     from egal_bench.config import Config
     from egal_bench.profiling.profile import profile
@@ -125,15 +172,16 @@ def profiles(packing: Background, folder: Path, left: float, device: str = "cuda
     if status != 0:
         yield Row("profile", "phantom", "failed", note=line or "not packed in time")
         return
-    modes = ({"compile": "off"}, {"compile": "on"}) if "compile" in Config.model_fields else ({},)
-    settings = [(backbone, precision, mode) for mode in modes for backbone in BACKBONES for precision in PRECISIONS]
-    for backbone, precision, mode in settings:
-        label = " ".join([backbone, precision, *(f"compile {value}" for value in mode.values())])
-        if perf_counter() - start > left:
+    for compile, backbone, precision in itertools.product(("off", "on"), BACKBONES, PRECISIONS):
+        label = f"{backbone} {precision} compile {compile}"
+        if left - (perf_counter() - start) < LONGEST_PROFILE:
             yield Row("profile", label, "skipped", note="no time is left")
             continue
-        config = Config(**PHANTOM, **mode, backbone=backbone, precision=precision, device=device, threads=4)
-        result = profile(config, folder, batch=None, samples=None, rounds=3, with_peers=False, trace=None)
+        chosen = {"backbone": backbone, "precision": precision, "compile": compile, "device": device}
+        config, samples = Config(**PHANTOM, **chosen, threads=4), PROFILE_SAMPLES
+        result = profile(config, folder, batch=None, samples=samples, rounds=2, with_peers=False, trace=None)
+        if result.compiling is not None:
+            yield Row("profile", f"{label}: first batch", result.compiling, "s", "compiled before, by another process")
         for row in result.rows:
             roof = f"{row['share_of_roof']:.0%} of {row['roof']}" if row["share_of_roof"] else ""
             note = f"{row['share_of_forward']:.3f} of forward; {roof}".removesuffix("; ")

@@ -11,7 +11,7 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.cases import CASES, Case, triton_acquire, variants
 from benchmarks.gpu.steps import Row
-from egal_kernels import PackedRoi, acquire, cam_loss
+from egal_kernels import acquire, cam_loss
 
 LIMIT = 1 << 29  # bytes of features and ROIs in a batch: more than a cache holds
 PASS_BATCH = 256  # images in a batch of a pool pass on a GPU
@@ -75,20 +75,37 @@ def loss_times(left: float) -> Iterator[Row]:
 
 
 def host_cost(left: float, device: str = "cuda", name: str = "triton", calls: int = 1000) -> Iterator[Row]:
-    """Yield the time for which a call of `acquire` occupies the host: the device is idle again before each call."""
+    """Yield the time for which a call of `acquire` or `cam_loss` occupies the host.
+
+    The device is idle again before each call. The loss is that of a training step, so it also gets its gradients.
+    """
     case = Case(512, 7, 224)
     for batch in (1, 32, 256):
         features, weight, bias, roi = case.inputs(batch, device)
-        seconds = [_host_seconds(features, weight, bias, roi, name) for _ in range(calls)]
-        yield Row("host", f"{case}, B={batch}", median(seconds[calls // 10 :]) * 1e6, "µs per call")
+
+        @torch.inference_mode()
+        def score() -> object:
+            return acquire(features, weight, bias, roi, backend=name)  # noqa: B023
+
+        yield Row("host", f"acquire, {case}, B={batch}", _host_microseconds(score, device, calls), "µs per call")
+    features, weight, _, roi = case.inputs(32, device)
+    features, weight = features.requires_grad_(), weight.requires_grad_()
+    labels = torch.arange(32, device=device) % case.classes
+
+    def train() -> object:
+        loss = cam_loss(features, weight, roi, labels, backend=name)
+        return torch.autograd.grad(loss.sum(), (features, weight))
+
+    yield Row("host", f"cam_loss, {case}, B=32", _host_microseconds(train, device, calls), "µs per call")
 
 
-@torch.inference_mode()
-def _host_seconds(
-    features: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, roi: PackedRoi, name: str
-) -> float:
-    if features.is_cuda:
-        torch.cuda.synchronize()
-    start = perf_counter()
-    acquire(features, weight, bias, roi, backend=name)
-    return perf_counter() - start
+def _host_microseconds(run: Callable[[], object], device: str, calls: int) -> float:
+    """Return the median time of a call on the host; the first tenth of the calls warms up."""
+    seconds = []
+    for _ in range(calls):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = perf_counter()
+        run()
+        seconds.append(perf_counter() - start)
+    return median(seconds[calls // 10 :]) * 1e6

@@ -34,7 +34,8 @@ def augmented(samples: Samples, rows: np.ndarray, rng: np.random.Generator) -> S
     reach = side // 16
     shifts = rng.integers(0, 2 * reach + 1, size=(len(rows), 2))
     flip = rng.random(len(rows)) < 0.5
-    chosen, down, right, mirrored = _uploaded(np.column_stack([rows, shifts, flip]), images.device).unbind(1)
+    draws = torch.from_numpy(np.column_stack([rows, shifts, flip]))
+    chosen, down, right, mirrored = uploaded(draws, images.device).unbind(1)
     pixels = _pixels(down, right, mirrored > 0, side, reach)
     # every device can move int16, but not uint16
     bits = images.view(torch.int16) if images.dtype == torch.uint16 else images
@@ -44,9 +45,8 @@ def augmented(samples: Samples, rows: np.ndarray, rng: np.random.Generator) -> S
     return Samples(moved, samples.labels[chosen], roi)
 
 
-def _uploaded(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """Return `numbers` on `device`, by one copy for which the host does not wait."""
-    tensor = torch.from_numpy(numbers)
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor`, of the CPU, on `device`, by one copy for which the host does not wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

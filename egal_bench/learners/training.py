@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from egal_bench.config import Config
 from egal_bench.console import say
-from egal_bench.learners.augmentation import Samples, augmented
+from egal_bench.learners.augmentation import Samples, augmented, uploaded
 from egal_bench.learners.dropout import dropout_mask
 from egal_bench.learners.schedule import OneCycle, Schedule, UntilSettled
 from egal_bench.models.network import Network
@@ -56,7 +56,7 @@ class Objective:
         pooled = maps.float().mean((2, 3))
         masked = pooled
         if self.dropout and rng is not None:
-            masked = pooled * dropout_mask((len(pooled), pooled.shape[1]), self.dropout, rng).to(pooled.device)
+            masked = pooled * uploaded(dropout_mask((len(pooled), pooled.shape[1]), self.dropout, rng), pooled.device)
         loss = self.nll(network, masked, batch.labels) / len(batch.labels)
         if batch.roi is None:
             return loss

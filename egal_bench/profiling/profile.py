@@ -31,7 +31,7 @@ from egal_bench.models.process import prepare_process, reproducible
 from egal_bench.profiling import measurements
 from egal_bench.profiling.measuring import interleaved, paired_ratio
 from egal_bench.profiling.peers import Peer, peers
-from egal_bench.profiling.stages import Resident, Stage, roofs, stages
+from egal_bench.profiling.stages import Resident, Stage, flop_of_trunk, roofs, stages
 from egal_bench.runs.data import dataset_paths
 from egal_bench.runs.grid import with_compile
 from egal_bench.scoring.batches import Step
@@ -179,7 +179,8 @@ def _measured(subject: _Subject, out: Path, rounds: int, with_peers: bool, trace
             device,
         )
         resident = Resident.of(network, dataset, subject.positions, config, subject.batch)
-        by_name, bounds = stages(network, dataset, resident, config, subject.batch), roofs(config)
+        flop = flop_of_trunk(subject.network, resident.images[0][:1])
+        by_name, bounds = stages(network, dataset, resident, config, subject.batch, flop), roofs(config)
         runs = {name: stage.run for name, stage in by_name.items()} | {name: run for name, (run, _) in bounds.items()}
         with counted("stages", rounds * len(runs)) as advance:
             seconds = interleaved(runs, rounds, np.random.default_rng(SEED), advance)

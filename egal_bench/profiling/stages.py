@@ -80,7 +80,9 @@ class Resident:
             return cls(positions, images, rois, [network.features(batch) for batch in images])
 
 
-def stages(network: Network, dataset: Dataset, resident: Resident, config: Config, batch: int) -> dict[str, Stage]:
+def stages(
+    network: Network, dataset: Dataset, resident: Resident, config: Config, batch: int, flop_per_image: int
+) -> dict[str, Stage]:  # fmt: skip
     """Return the stages by name, in the order of MEANING.
 
     Args:
@@ -89,13 +91,14 @@ def stages(network: Network, dataset: Dataset, resident: Resident, config: Confi
         resident: the samples that every stage processes.
         config: with device and precision resolved.
         batch: images per batch.
+        flop_per_image: floating-point operations of the trunk; see `flop_of_trunk`.
     """
     device, shards, positions = config.device, dataset.shards, resident.positions
     spans = list(_spans(dataset, positions))
     host_batches = list(shards.batches(positions, batch))
     span_bytes, image_bytes = sum(map(len, spans)), _bytes(resident.images)
     roi_bytes, map_bytes = _bytes(roi.bits for roi in resident.rois), _bytes(resident.maps)
-    flop = _flop_of_trunk(network, resident.images[0][:1]) * len(positions)
+    flop = flop_per_image * len(positions)
     transfer, step = Transfer(device), scorer(network, config, device, needs={"roi"})
 
     def decode() -> None:
@@ -199,8 +202,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _flop_of_trunk(network: Network, image: Tensor) -> int:
-    """Return the floating-point operations of the trunk on one image [1, C, H, W]."""
+def flop_of_trunk(network: Network, image: Tensor) -> int:
+    """Return the floating-point operations of a trunk that is not compiled on one image [1, C, H, W]."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.features(image)
     return counter.get_total_flops()

@@ -3,12 +3,14 @@
 import json
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it is on Linux only)")
 
+from benchmarks import gpu_check
 from benchmarks.gpu import agreement, project, speed
 from benchmarks.gpu.cases import Case, variants
 from benchmarks.gpu.steps import Row, Step, table, visit, write
@@ -89,6 +91,7 @@ def test_equal_results_pass_in_every_variant(backend_gives):
     agreement.check_head(case, "cpu")
     assert set(tunings) == set(variants(case).values())
     assert {tuned.epilogue for tuned in tunings} == {0, 1, 4}
+    assert len(variants(replace(case, channels_last=True))) > len(variants(case))  # bf16 rows of 25 cannot stream
     agreement.check_maps((3, 5), (31, 20), "captum", "cpu")
 
 
@@ -109,10 +112,63 @@ def test_the_loss_of_another_backend_is_compared():
     agreement.check_loss(Case(8, 5, 31), "grad-cam", "cpu", "cpu")
 
 
-def test_the_host_is_timed_for_every_batch_size():
+def test_the_host_is_timed_for_every_batch_size_and_for_the_loss():
     rows = list(speed.host_cost(0, "cpu", "cpu", calls=2))
-    assert [row.case.split(", ")[-1] for row in rows] == ["B=1", "B=32", "B=256"]
+    assert [row.case.split(", ")[0] for row in rows] == ["acquire"] * 3 + ["cam_loss"]
+    assert [row.case.split(", ")[-1] for row in rows] == ["B=1", "B=32", "B=256", "B=32"]
     assert all(row.result > 0 for row in rows)
+
+
+def test_all_steps_fit_into_the_limit(tmp_path):
+    assert sum(step.seconds for step in gpu_check.steps_of(tmp_path, None, None, {})) <= gpu_check.LIMIT
+
+
+class Finished:
+    """A background process that has ended."""
+
+    def __init__(self, status, line):
+        self.status, self.line = status, line
+
+    def result(self, seconds):
+        return self.status, self.line
+
+
+@pytest.fixture
+def profiled(monkeypatch):
+    """The settings with which profiles were asked for; none is made."""
+    settings = []
+
+    def profile(config, out, **options):
+        settings.append((config.backbone, config.precision, config.compile, options["samples"]))
+        row = {"stage": "pass", "rate_q50": 5.0, "share_of_forward": 0.9, "share_of_roof": None, "roof": None}
+        return SimpleNamespace(rows=[row], compiling=3.0 if config.compile == "on" else None)
+
+    monkeypatch.setattr("egal_bench.profiling.profile.profile", profile)
+    return settings
+
+
+def test_profiles_cover_backbones_precisions_and_compile(profiled, tmp_path):
+    rows = list(project.profiles(Finished(0, ""), tmp_path, 1000, "cpu"))
+    assert set(profiled) == {
+        (backbone, precision, compile, 2560)
+        for backbone in ("resnet18", "resnet50", "densenet121")
+        for precision in ("float32", "bfloat16")
+        for compile in ("off", "on")
+    }
+    compiled = [f"{backbone} {precision} compile on" for backbone, precision, compile, _ in profiled if compile == "on"]
+    assert [row.case for row in rows if row.unit == "s"] == [f"{label}: first batch" for label in compiled]
+
+
+def test_profiles_that_no_time_is_left_for_are_skipped(profiled, tmp_path):
+    rows = list(project.profiles(Finished(0, ""), tmp_path, 1, "cpu"))
+    assert not profiled
+    assert {(row.result, row.note) for row in rows} == {("skipped", "no time is left")}
+
+
+def test_compilations_are_shown_and_those_that_last_are_stopped():
+    started = {("a", "x"): Finished(0, "12.5"), ("b", "x"): Finished(None, ""), ("c", "x"): Finished(1, "why")}
+    rows = list(project.compiling(started, 100))
+    assert [(row.case, row.result) for row in rows] == [("a x", 12.5), ("b x", "skipped"), ("c x", "failed")]
 
 
 def test_training_steps_are_timed_with_and_without_explanation():
@@ -131,11 +187,7 @@ def test_training_steps_are_timed_with_and_without_explanation():
     ],
 )
 def test_a_broken_interpreter_is_not_a_failed_kernel(status, line, result, note):
-    class Suite:
-        def result(self, seconds):
-            return status, line
-
-    (row,) = project.interpreted(Suite(), 1)
+    (row,) = project.interpreted(Finished(status, line), 1)
     assert (row.result, row.note) == (result, note)
 
 

@@ -51,6 +51,7 @@ TUNED = st.builds(
     positions=st.sampled_from([4, 64, 256]),
     columns=st.sampled_from([128, 256]),
     epilogue=st.sampled_from([0, 0, 1, 4]),
+    samples=st.sampled_from([1, 1, 8]),
 )
 
 
@@ -188,19 +189,23 @@ def test_entropy_of_a_confident_prediction_is_accurate(gap):
     assert float(out.entropy) == pytest.approx(truth, rel=1e-5, abs=1e-37)
 
 
-@pytest.mark.parametrize("path", ["one pass", "pooled", "gemm"])
-def test_two_kernels_give_the_bits_of_one(path, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [(path, {"epilogue": 1}) for path in ("one pass", "pooled", "gemm")]
+    + [(path, {"samples": 2}) for path in ("one pass", "gemm")],
+)
+def test_every_variant_gives_the_bits_of_the_default(path, variant, monkeypatch):
     choose_path(monkeypatch, path)
     g = torch.Generator().manual_seed(0)
     features, head = torch.randn(3, 20, 3, 5, generator=g), LinearHead(torch.randn(4, 20, generator=g), None, None)
     features[1, 2, 1, 2] = math.nan
     roi = pack_roi(torch.rand(3, 33, 40, generator=g) < 0.5)
-    tunings = Tuning(4, 16, 16, 128), Tuning(4, 16, 16, 128, epilogue=1)
-    fused, split = (
+    tunings = Tuning(4, 16, 8, 128), Tuning(4, 16, 8, 128, **variant)  # several tiles along channels and positions
+    default, other = (
         backend.acquire(features, head, roi, threshold=0.5, convention="grad-cam", tuned=tuned) for tuned in tunings
     )
-    for name, expected in vars(fused).items():
-        torch.testing.assert_close(getattr(split, name), expected, rtol=0, atol=0, equal_nan=True, msg=name)
+    for name, expected in vars(default).items():
+        torch.testing.assert_close(getattr(other, name), expected, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_an_empty_batch_gives_empty_fields():

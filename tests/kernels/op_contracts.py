@@ -133,7 +133,7 @@ def launch_acquisition(module):
 
     features, weight, bias, roi, _ = scene(1, 512, 3, 14, 224)
     _, tensors, (launch,) = module.prepared(features, LinearHead(weight, bias, None), roi, 0.5, "grad-cam")
-    return launch.arguments(tensors)
+    return launch.arguments(1, tensors)
 
 
 # --- loss
@@ -191,7 +191,8 @@ def assert_true_loss(problem, results):
 
 def launch_loss(module):
     features, weight, _, roi, classes = scene(1, 512, 3, 14, 224)
-    return module.arguments(features, weight, roi, classes, "grad-cam", True)[1]
+    _, tensors, launch = module.prepared(features, weight, roi, classes, "grad-cam", True)
+    return launch.arguments(1, tensors)
 
 
 CONTRACTS = {

@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it is on Linux on
 
 from benchmarks.gpu.cases import Case, prepared, variants
 from benchmarks.gpu.compiled import compile_case
+from egal_kernels.acquisition.triton import TILES_AHEAD
 
 BF16 = torch.bfloat16
 CASES = {
@@ -64,6 +65,21 @@ def test_two_kernels_load_features_in_the_first_only(target):
     assert (first.warps, second.warps) == (tuned.warps, 1)
 
 
+@pytest.mark.parametrize(
+    ("case", "target"), [(Case(512, 7, 224), "sm_80"), (Case(512, 14, 224, BF16), "sm_90")], ids=str
+)
+def test_several_samples_per_program_keep_tiles_in_flight(case, target):
+    (binary,) = compile_case(case, target, variants(case)["8 samples per program"])
+    assert_fits(binary, target)
+    threads = 32 * binary.warps
+    assert binary.shared >= TILES_AHEAD * binary.tile * threads  # the copies of tiles that are not summed up yet
+
+
+@pytest.mark.parametrize("case", [Case(512, 7, 224, BF16), Case(512, 32, 1024), Case(512, 7, 224, classes=15)], ids=str)
+def test_cases_that_gain_nothing_have_one_sample_per_program(case):
+    assert all(tuned.samples == 1 for tuned in variants(case).values())
+
+
 def test_samples_are_addressed_in_64_bits():
     """Batches may have more than 2³¹ elements: the index of the sample is widened before it is multiplied."""
     (binary,) = compile_case(Case(1024, 7, 224), "sm_90")
@@ -78,4 +94,4 @@ def test_samples_are_addressed_in_64_bits():
 def test_roundings_that_decide_counts_are_not_contracted():
     """No product of the overlap is fused into a sum."""
     tensors, (launch,) = prepared(Case(8, 2, 8).inputs(1, "meta"))
-    assert launch.arguments(tensors)["enable_fp_fusion"] is False
+    assert launch.arguments(1, tensors)["enable_fp_fusion"] is False

@@ -51,6 +51,17 @@ def test_later_calls_pass_new_tensors_in_the_order_of_the_kernel(launch):
     assert [positional[0] is x, positional[1], positional[2] is out] == [True, 3, True]
 
 
+def test_a_program_takes_several_samples_and_learns_how_many_there_are():
+    kernel = Kernel()
+    kernel.arg_names = ("x", "batch")
+    launch = Launch(kernel, {}, {}, samples=4)
+    for _ in range(2):  # through Triton, then directly
+        launch(9, {"x": aligned()})
+    (first, _, named), (later, positional, _) = kernel.calls
+    assert (first, named["batch"]) == ((3,), 9)
+    assert (later, positional[1]) == ((3, 1, 1), 9)
+
+
 def test_tensors_that_are_not_aligned_are_bound_anew(launch):
     tensors = {"x": aligned(), "out": aligned()}
     odd = tensors | {"x": aligned()[1:]}

@@ -1,4 +1,4 @@
-"""The Triton backend for CUDA and ROCm: one launch per batch, or two, with one program per sample."""
+"""The Triton backend for CUDA and ROCm: one launch per batch, or two, each of whose programs takes whole samples."""
 
 from functools import lru_cache
 
@@ -6,15 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from egal_kernels.acquisition import triton_head, triton_overlap
 from egal_kernels.acquisition.heads import ExplainedLogits, Head, LinearHead
+from egal_kernels.acquisition.triton_kernels import counts_kernel, kernel, maps_kernel, stream_kernel
 from egal_kernels.acquisition.types import Acquisition
 from egal_kernels.shared.recipes import RECIPES
 from egal_kernels.shared.roi import PackedRoi
-from egal_kernels.shared.triton_class_maps import project
 from egal_kernels.shared.triton_launch import Launch, Tuning, in_place, on_device, tile_of, tuning
 from egal_kernels.shared.triton_resampling import axis_of
 
@@ -27,6 +25,10 @@ ONE_PASS_CLASSES = 8
 # With more weights than this, every program would read more weights than features. Such a head is one matrix product
 # over the pooled batch, followed by one launch.
 PROGRAM_WEIGHTS = 1 << 16
+
+# A program of several samples copies this many tiles of features ahead. Of 8 kB each, they are more than an H100 needs
+# to keep its memory busy; seven would take so much shared memory that fewer programs fit.
+TILES_AHEAD = 3
 
 
 def acquire(
@@ -156,137 +158,15 @@ def _launches(
         "enable_fp_fusion": False,  # the reference's roundings decide the counts
         **({} if torch.version.hip else {"maxnreg": 128}),  # without it, ptxas may spill to fit one more program
     }
+    if tuned.samples > 1 and not pooled:
+        ahead = {"SAMPLES": tuned.samples, "TILES_AHEAD": TILES_AHEAD}
+        return (Launch(stream_kernel, fixed | ahead, options, tuned.samples),)
     if not tuned.epilogue:
         return (Launch(kernel, fixed, options),)
     return (
         Launch(maps_kernel, fixed, options),
         Launch(counts_kernel, fixed, options | {"num_warps": tuned.epilogue}),
     )
-
-
-@triton.jit
-def kernel(  # type: ignore[no-untyped-def]
-    features, stride, weight, bias, classes, alpha, known_logits, bits,  # inputs, None if absent
-    columns, column_t, row_t, segments, moments, S, W, words, slope, threshold,
-    maps, means,  # scratch that stays in the cache, [B, MAPS, P] and [B, C]
-    logits, entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area,
-    C: tl.constexpr, P: tl.constexpr, w: tl.constexpr, K: tl.constexpr, MAPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, RELU: tl.constexpr, LOW: tl.constexpr, FULL: tl.constexpr, STEPS: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, PL: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Process sample b of the batch. The threads of its program exchange data through memory, at barriers."""
-    b = tl.program_id(0).to(tl.int64)
-    make_maps(
-        b, features, stride, weight, bias, classes, alpha, known_logits, maps, means, logits,
-        C, P, K, MAPS, CHANNELS_LAST, BC, BP, PL,
-    )  # fmt: skip
-    tl.debug_barrier()
-    make_counts(
-        b, weight, classes, bits, columns, column_t, row_t, segments, moments, S, W, words, slope, threshold, maps,
-        logits, entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area,
-        P, w, K, MAPS, RELU, LOW, FULL, STEPS, BP * PL, COLUMNS,
-    )  # fmt: skip
-
-
-@triton.jit
-def maps_kernel(  # type: ignore[no-untyped-def]
-    features, stride, weight, bias, classes, alpha, known_logits, maps, means, logits,
-    C: tl.constexpr, P: tl.constexpr, K: tl.constexpr, MAPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, PL: tl.constexpr,
-):  # fmt: skip
-    """Read the features of sample b; write its class maps and logits. The first of two kernels."""
-    make_maps(
-        tl.program_id(0).to(tl.int64), features, stride, weight, bias, classes, alpha, known_logits, maps, means,
-        logits, C, P, K, MAPS, CHANNELS_LAST, BC, BP, PL,
-    )  # fmt: skip
-
-
-@triton.jit
-def counts_kernel(  # type: ignore[no-untyped-def]
-    weight, classes, bits, columns, column_t, row_t, segments, moments, S, W, words, slope, threshold, maps,
-    logits, entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area,
-    P: tl.constexpr, w: tl.constexpr, K: tl.constexpr, MAPS: tl.constexpr, RELU: tl.constexpr, LOW: tl.constexpr,
-    FULL: tl.constexpr, STEPS: tl.constexpr, BP: tl.constexpr, PL: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Read class maps, logits and ROI of sample b; write everything else. The second of two kernels."""
-    make_counts(
-        tl.program_id(0).to(tl.int64), weight, classes, bits, columns, column_t, row_t, segments, moments, S, W, words,
-        slope, threshold, maps, logits, entropy, predicted, intersection, cam_area, roi_area, soft_intersection,
-        soft_area, P, w, K, MAPS, RELU, LOW, FULL, STEPS, BP * PL, COLUMNS,
-    )  # fmt: skip
-
-
-@triton.jit
-def make_maps(  # type: ignore[no-untyped-def]
-    b, features, stride, weight, bias, classes, alpha, known_logits, maps, means, logits,
-    C: tl.constexpr, P: tl.constexpr, K: tl.constexpr, MAPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, PL: tl.constexpr,
-):  # fmt: skip
-    """Write logits and class maps of sample b: the maps of all classes, or that of the explained one if pooled."""
-    features += b * stride
-    class_map = maps + b * (MAPS * P)
-    logits += b * K
-    LOGITS: tl.constexpr = min(triton.next_power_of_2(K), 1024)
-    if weight is None:
-        triton_head.widen(known_logits + b * K, logits, K, LOGITS)
-        project(features, alpha + b * C, class_map, C, P, 1, CHANNELS_LAST, BC, BP, PL)
-    elif means is None:
-        project(features, weight, class_map, C, P, K, CHANNELS_LAST, BC, BP, PL)
-        tl.debug_barrier()
-        triton_head.average(class_map, bias, logits, P, K, LOGITS, BP * PL)
-    else:
-        triton_head.pool(features, means + b * C, C, P, CHANNELS_LAST, BC, BP, PL)
-        tl.debug_barrier()
-        triton_head.linear(means + b * C, weight, bias, logits, C, K, 16, 64)
-        tl.debug_barrier()
-        explained = triton_head.describe(logits, K, LOGITS)[0]
-        if classes is not None:
-            explained = tl.load(classes + b).to(tl.int32)
-        project(features, weight + explained * C, class_map, C, P, 1, CHANNELS_LAST, BC, BP, PL)
-
-
-@triton.jit
-def make_counts(  # type: ignore[no-untyped-def]
-    b, weight, classes, bits, columns, column_t, row_t, segments, moments, S, W, words, slope, threshold, maps,
-    logits, entropy, predicted, intersection, cam_area, roi_area, soft_intersection, soft_area,
-    P: tl.constexpr, w: tl.constexpr, K: tl.constexpr, MAPS: tl.constexpr, RELU: tl.constexpr, LOW: tl.constexpr,
-    FULL: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Write what follows from the class maps and logits of sample b. The class map is normalised in place."""
-    class_map = maps + b * (MAPS * P)
-    bits += b * W * words
-    divisor = 1.0 if weight is None else P * 1.0
-    top, h, finite = triton_head.describe(logits + b * K, K, min(triton.next_power_of_2(K), 1024))
-    if MAPS > 1:
-        explained = top
-        if classes is not None:
-            explained = tl.load(classes + b).to(tl.int32)
-        class_map += explained * P
-    finite = finite & triton_overlap.normalise(class_map, divisor, P, RELU, LOW, BLOCK)
-    least, scale, critical, small = 0.0, 1.0, threshold, False
-    if FULL >= 0:
-        least, most = triton_overlap.extremes(class_map, columns, column_t, row_t, segments, S, W, w, COLUMNS)
-        scale = (most - least) + FULL
-        scale = tl.where(scale == 0, 1, scale)
-        # rounding changes the sums, or the inverse of the scale overflows
-        small = (most - least < tl.maximum(tl.abs(least), tl.abs(most)) / 64) | (scale < 1e-37)
-        critical = triton_overlap.critical(least, most, scale, threshold)
-    hits, area, roi, inside, total = triton_overlap.count(
-        class_map, bits, columns, column_t, row_t, segments, moments, S, W, words, slope, critical, least,
-        tl.div_rn(1.0, scale), w, STEPS, COLUMNS,
-    )  # fmt: skip
-    if small:
-        inside, total = triton_overlap.soft_by_pixel(
-            class_map, bits, columns, column_t, row_t, segments, S, W, words, least, scale, w, COLUMNS
-        )
-    nan = float("nan")
-    tl.store(entropy + b, tl.where(finite, h, nan))
-    tl.store(predicted + b, tl.where(finite, top, -1))
-    tl.store(intersection + b, tl.where(finite, hits, -1))
-    tl.store(cam_area + b, tl.where(finite, area, -1))
-    tl.store(roi_area + b, tl.where(finite, roi, -1))
-    tl.store(soft_intersection + b, tl.where(finite, inside, nan))
-    tl.store(soft_area + b, tl.where(finite, total + roi, nan))
 
 
 INTERPRETED = not isinstance(kernel, triton.JITFunction)  # whether TRITON_INTERPRET=1 was set before the import

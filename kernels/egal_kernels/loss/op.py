@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from egal_kernels.conventions import CONVENTIONS
 from egal_kernels.loss import reference
 from egal_kernels.shared.backends import BACKENDS, choose, load
-from egal_kernels.shared.checks import FLOATS, check_choice, check_classes, check_tensor
+from egal_kernels.shared.checks import FLOATS, check_choice, check_labels, check_tensor
 from egal_kernels.shared.roi import PackedRoi, check_roi
 
 
@@ -31,8 +31,8 @@ def cam_loss(
         features: [B, C, h, w], contiguous or channels_last; f64 is computed in f64; f32, bf16 and f16 in f32.
         weight: [K, C], of the head. A CAM does not depend on the head's bias.
         roi: the regions of the B samples. If one is empty, its loss and gradients are 0: average over the others.
-        classes: int64 [B], the classes to explain, usually the true ones. On an accelerator the check of their range
-            waits for the device.
+        classes: int64 [B], the classes to explain, usually the true ones. On CUDA the device checks their range, and
+            the host does not wait: as in PyTorch's losses, a later operation fails with a RuntimeError.
         convention: how a class map becomes a normalised map; a key of `CONVENTIONS`. A constant or nowhere positive
             class map is all zeros: its loss is 1, its gradients are 0.
         backend: "reference", "cpu" or "triton" (both not for f64), or "auto" for the fastest that accepts the features
@@ -54,7 +54,7 @@ def cam_loss(
     if torch.compiler.is_compiling() and chosen != "reference":
         return _op(features, weight, roi.bits, roi.height, classes, convention, chosen, moments)[0]
     if not torch.compiler.is_compiling():  # in a compiled graph, the reference's own indexing checks the range
-        check_classes(classes, sizes["K"])
+        check_labels(classes, sizes["K"])
     if chosen == "reference":
         return reference.cam_loss(features, weight, roi, classes, convention)
     # a dispatched operator costs tens of microseconds per call, so eager calls do without
@@ -122,7 +122,7 @@ def _op(
     moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Run `cam_loss` as an operator of PyTorch; return the loss, and the slope and moment for the backward pass."""
-    check_classes(classes, len(weight))
+    check_labels(classes, len(weight))
     return load("loss", backend).forward(features, weight, PackedRoi(bits, height), classes, convention, moments)
 
 

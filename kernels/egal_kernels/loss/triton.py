@@ -3,7 +3,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from egal_kernels.shared.recipes import RECIPES
 from egal_kernels.shared.resampling import taps
 from egal_kernels.shared.roi import PackedRoi
 from egal_kernels.shared.triton_class_maps import channels_at, load_tile, positions_at, project
-from egal_kernels.shared.triton_launch import in_place, on_device, tile_of, tuning
+from egal_kernels.shared.triton_launch import Launch, in_place, on_device, tile_of, tuning
 from egal_kernels.shared.triton_resampling import axis_of
 
 BLOCK = 2048  # a program writes this many elements of a gradient
@@ -32,10 +31,10 @@ def forward(
 
     Kernels are compiled on first use, once for each combination of shapes, and Triton caches them on disk.
     """
-    outputs, values = arguments(features, weight, roi, classes, convention, moments)
+    outputs, tensors, launch = prepared(features, weight, roi, classes, convention, moments)
     if len(features):
         with on_device(features.device):
-            kernel[(len(features),)](**values)
+            launch(len(features), tensors)
     return outputs
 
 
@@ -87,25 +86,56 @@ def _corners(n: int, size: int, device: torch.device) -> Corners:
     return Corners(*(torch.from_numpy(x).to(device) for x in tables))
 
 
-def arguments(
+def prepared(
     features: Tensor, weight: Tensor, roi: PackedRoi, classes: Tensor, convention: str, moments: bool
-) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
-    """Return the results of `forward`, not yet filled, and the arguments of `kernel`: tensors, numbers and options."""
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor | None], Launch]:
+    """Return the results of `forward`, not yet filled; the tensors of `kernel` by name; and its launch."""
     (batch, channels, h, w), device = features.shape, features.device
-    _, height, width = roi.shape
-    positions, (features, channels_last) = h * w, in_place(features)
-    tuned, recipe = tuning(channels, positions, channels_last, 1, width), RECIPES[convention]
-    columns, rows = axis_of(w, width, device), axis_of(h, height, device)
-    column_corners, row_corners = _corners(w, width, device), _corners(h, height, device)
-    segments, padded = len(rows.segments), triton.next_power_of_2(w)
+    features, channels_last = in_place(features)
+    launch = _launch(
+        (channels, h, w), features.stride(0), channels_last, device, (features.dtype, weight.dtype, classes.dtype),
+        roi.shape[1:], convention, moments,
+    )  # fmt: skip
     loss, slope = torch.empty(batch, device=device), torch.empty(batch, h, w, device=device)
     moment = torch.empty(batch, channels if moments else 0, device=device)
-    return (loss, slope, moment), {
+    tensors = {
         "features": features,
-        "stride": features.stride(0),
         "weight": weight.detach().contiguous(),
         "classes": classes.contiguous(),
         "bits": roi.bits.contiguous(),
+        "low": torch.empty(batch, h * w, dtype=torch.float64, device=device),
+        "near": torch.empty(batch, 2, launch.fixed["S"], launch.fixed["WP"], device=device),
+        "loss": loss,
+        "slope": slope,
+        "moment": moment if moments else None,
+    }
+    return (loss, slope, moment), tensors, launch
+
+
+@lru_cache(maxsize=64)
+def _launch(
+    shape: tuple[int, int, int], stride: int, channels_last: bool, device: torch.device,
+    dtypes: tuple[torch.dtype, ...], size: tuple[int, int], convention: str, moments: bool,
+) -> Launch:  # fmt: skip
+    """Return the launch for batches of one shape: tables, sizes, constants and options of the compiler.
+
+    Args:
+        shape: C, h and w of the features.
+        stride: elements from one sample's features to those of the next.
+        channels_last: the layout of the features.
+        device: where the kernel runs.
+        dtypes: those of features, weight and classes. Each combination has a compiled kernel of its own.
+        size: H and W of the ROI.
+        convention: a key of RECIPES.
+        moments: whether the kernel writes the slope in the weights; it then has a compiled kernel of its own.
+    """
+    (channels, h, w), (height, width) = shape, size
+    tuned, recipe = tuning(channels, h * w, channels_last, 1, width), RECIPES[convention]
+    columns, rows = axis_of(w, width, device), axis_of(h, height, device)
+    column_corners, row_corners = _corners(w, width, device), _corners(h, height, device)
+    padded = triton.next_power_of_2(w)
+    fixed = {
+        "stride": stride,
         "columns": columns.source,
         "column_t": columns.t,
         "segments": rows.segments,
@@ -116,18 +146,13 @@ def arguments(
         "column_corner_t": column_corners.t,
         "row_mass": row_corners.mass,
         "column_mass": column_corners.mass,
-        "S": segments,
+        "S": len(rows.segments),
         "M": len(row_corners.t),
         "N": len(column_corners.t),
         "H": height,
         "W": width,
-        "words": roi.bits.shape[2],
+        "words": -(-height // 32),
         "step": h / height,
-        "low": torch.empty(batch, positions, dtype=torch.float64, device=device),
-        "near": torch.empty(batch, 2, segments, padded, device=device),
-        "loss": loss,
-        "slope": slope,
-        "moment": moment if moments else None,
         "C": channels,
         "h": h,
         "w": w,
@@ -138,13 +163,12 @@ def arguments(
         "RELU": recipe.relu,
         "LOW": -1.0 if recipe.low is None else recipe.low,
         "FULL": -1.0 if recipe.full is None else recipe.full,
-        **tile_of(positions, features.element_size(), channels_last, tuned),
+        **tile_of(h * w, dtypes[0].itemsize, channels_last, tuned),
         "COLUMNS": min(tuned.columns, max(16, 2048 // padded)),  # a tile of [COLUMNS, WP]
-        "num_warps": 8,
-        "num_stages": 1,
-        # without it, ptxas spills to fit more programs on a multiprocessor
-        **({} if torch.version.hip else {"maxnreg": 128}),
     }
+    # without a limit of registers, ptxas spills to fit more programs on a multiprocessor
+    limit = {} if torch.version.hip else {"maxnreg": 128}
+    return Launch(kernel, fixed, {"num_warps": 8, "num_stages": 1, **limit})
 
 
 @triton.jit
@@ -250,16 +274,9 @@ def correlate(
 
 @triton.jit
 def outer(
-    grad,
-    weight,
-    classes,
-    slope,
-    out,
-    C: tl.constexpr,
-    P: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    grad, weight, classes, slope, out,
+    C: tl.constexpr, P: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Write BLOCK elements of grad_b·W[k_b, c]/P·slope[b, p] for sample b, in the order of memory."""
     b = tl.program_id(0).to(tl.int64)
     q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -59,6 +59,14 @@ def check_classes(classes: Tensor, count: int) -> None:
         raise ArgumentError(f"classes: expected values in [0, {count}), got {int(wrong[0])}")
 
 
+def check_labels(classes: Tensor, count: int) -> None:
+    """Do as `check_classes`, but on CUDA without waiting: as in PyTorch's losses, a later operation fails instead."""
+    if classes.is_cuda and not torch.version.hip:  # ROCm leaves such checks out
+        torch._assert_async(((classes >= 0) & (classes < count)).all(), f"classes: expected values in [0, {count})")
+    else:
+        check_classes(classes, count)
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Raise ArgumentError, with the nearest choice, if `value` is not one of `choices`."""
     choices = list(choices)

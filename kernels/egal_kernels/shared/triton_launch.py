@@ -22,6 +22,7 @@ class Tuning:
     positions: int  # number of positions of a tile of features
     columns: int  # number of columns of the resized map that are processed at a time
     epilogue: int = 0  # warps per sample of a second kernel, which makes the counts; 0: one kernel does everything
+    samples: int = 1  # per program of the one kernel; a head that is pooled first always has 1
 
 
 def tuning(channels: int, positions: int, channels_last: bool, classes: int, width: int) -> Tuning:
@@ -91,31 +92,35 @@ class Launch:
         kernel: the kernel.
         fixed: its arguments that are the same in every call: tables, sizes and constants.
         options: options of the compiler.
+        samples: number of samples that a program takes.
         compiled: the kernel for tensors whose addresses are multiples of 16 bytes, once it was launched.
     """
 
     kernel: Any
     fixed: Mapping[str, Any]
     options: Mapping[str, Any]
+    samples: int = 1
     compiled: Any = field(default=None, init=False)
 
-    def arguments(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    def arguments(self, batch: int, tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """Return the arguments and options of a call, by name.
 
         Args:
+            batch: number of samples.
             tensors: the tensors of the call. Their dtypes, and which of them are None, must be the same in every call.
                 Tensors that the kernel does not take are ignored.
         """
-        values = {**self.fixed, **tensors}
+        values = {**self.fixed, **tensors, "batch": batch}
         return {**{name: values[name] for name in self.kernel.arg_names}, **self.options}
 
-    def __call__(self, programs: int, tensors: Mapping[str, Tensor | None]) -> None:
-        """Launch `programs` programs; see `arguments` for the tensors."""
+    def __call__(self, batch: int, tensors: Mapping[str, Tensor | None]) -> None:
+        """Launch the programs of a batch; see `arguments`."""
+        programs = -(-batch // self.samples)
         aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors.values())
         if aligned and self.compiled is not None:
-            values = {**self.fixed, **tensors}
+            values = {**self.fixed, **tensors, "batch": batch}
             self.compiled[programs, 1, 1](*[values[name] for name in self.kernel.arg_names])
             return
-        compiled = self.kernel[programs,](**self.arguments(tensors))
+        compiled = self.kernel[programs,](**self.arguments(batch, tensors))
         if aligned:
             self.compiled = compiled  # None in the interpreter

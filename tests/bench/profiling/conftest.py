@@ -5,7 +5,7 @@ import pytest
 from egal_bench.cli import main
 from egal_bench.config import Config
 from egal_bench.models import network as networks
-from egal_bench.profiling.stages import Resident, stages
+from egal_bench.profiling.stages import Resident, flop_of_trunk, stages
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def resident(network, dataset, positions, config):
 @pytest.fixture
 def by_name(network, dataset, resident, config):
     """The stages over the samples at `positions`, by name."""
-    return stages(network, dataset, resident, config, 8)
+    return stages(network, dataset, resident, config, 8, flop_of_trunk(network, resident.images[0][:1]))
 
 
 @pytest.fixture
