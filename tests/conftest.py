@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let one process run the tests that share what is expensive: the Ray cluster, or the fixtures of a module.
+
+    The groups of xdist 3.8 itself have no effect with pytest 9.2, which ignores the names that xdist gives to tests.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def has_module_fixtures(file: str) -> bool:
+        return 'scope="module"' in (config.rootpath / file).read_text(encoding="utf-8")
+
+    class BySharedFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if file.endswith("_ray.py") or "on Ray" in nodeid:
+                return "ray"
+            return file if has_module_fixtures(file) else nodeid
+
+    return BySharedFixtures(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

@@ -3,40 +3,117 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 EGAL_BENCH = str(Path(sys.executable).with_name("egal-bench"))
 
 
-def egal_bench(*words, cwd: Path, status: int | None = None, **environment: str) -> subprocess.CompletedProcess:
+def egal_bench(
+    *words, cwd: Path, status: int | None = None, rendered: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
     """Return the finished process of `egal-bench WORDS` in the folder `cwd`, which must end with `status` if given.
 
     The process is forked from one that has imported everything. With variables of the environment, which Python and
     libraries read when they start, it is a fresh one.
+
+    Args:
+        words: the arguments of the command.
+        cwd: working directory.
+        status: the expected exit status.
+        rendered: whether a forked comparison renders its figure, which takes longer than its runs.
+        environment: variables that are set for the process.
     """
-    command = [EGAL_BENCH, *map(str, words)]
     if environment:
+        command = [EGAL_BENCH, *map(str, words)]
         process = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
     else:
-        process = _forked(command, cwd)
+        process = Command(*words, cwd=cwd, rendered=rendered).completed()
     assert status in (None, process.returncode), process.stdout + process.stderr
     return process
 
 
-def _forked(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
-    """Return the finished process of a command that the server has forked."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / name for name in ("stdout", "stderr")}
-        server, paths = _server(), {name: str(file) for name, file in files.items()}
-        request = {"words": command[1:], "cwd": str(cwd), "environment": dict(os.environ), **paths}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
-        output, errors = (file.read_text() for file in files.values())
-    return subprocess.CompletedProcess(command, status, output, errors)
+class Command:
+    """A running `egal-bench WORDS`, forked from a process that has imported everything, with output in files."""
+
+    def __init__(
+        self, *words, cwd: Path, rendered: bool = False, session: bool = False, streams: Path | None = None
+    ) -> None:
+        """Start the command in the folder `cwd`.
+
+        Args:
+            words: the arguments of the command.
+            cwd: working directory.
+            rendered: whether a comparison renders its figure.
+            session: whether the process leads a session of its own, with all that it starts.
+            streams: a file that takes stdout and stderr, instead of a file for each.
+        """
+        self.words = [str(word) for word in words]
+        self._folder = tempfile.TemporaryDirectory()
+        self._stdout, self._stderr = (streams or Path(self._folder.name) / name for name in ("stdout", "stderr"))
+        if streams is None:
+            self._stderr.touch()
+        self.returncode: int | None = None
+        self.pid: int = _answer_of_server(start={
+            "words": self.words, "cwd": str(cwd), "environment": dict(os.environ),
+            "stdout": str(self._stdout), "stderr": str(self._stderr),
+            "rendered": rendered or self.words[0] != "compare", "session": session,
+        })  # fmt: skip
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while the command runs."""
+        if self.returncode is None:
+            self.returncode = _answer_of_server(poll=self.pid)
+        return self.returncode
+
+    def wait(self) -> int:
+        """Return the exit status once the command has ended."""
+        if self.returncode is None:
+            self.returncode = _answer_of_server(wait=self.pid)
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill the command if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        os.kill(self.pid, signal.SIGINT)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of stderr as they are written, until the command has ended."""
+        with self._stderr.open() as file:
+            ended, line = False, ""
+            while True:
+                line += file.readline()
+                if line.endswith("\n"):
+                    yield line
+                    line = ""
+                elif ended:
+                    yield from filter(None, [line])
+                    return
+                else:
+                    ended = self.poll() is not None  # what was written before the end is read once more
+                    time.sleep(0.01)
+
+    def completed(self) -> subprocess.CompletedProcess:
+        """Return the finished process with all that it wrote."""
+        status = self.wait()
+        output, errors = self._stdout.read_text(), self._stderr.read_text()
+        return subprocess.CompletedProcess(["egal-bench", *self.words], status, output, errors)
+
+
+def _answer_of_server(**request):
+    server = _server()
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """A process that has imported what commands need, and forks a child for each, which starts without these seconds.
 
-It reads a request per line on stdin, as JSON, and answers each on stdout with the exit status of the child.
+It reads a request per line on stdin, as JSON, and answers each on stdout, as JSON too: {"start": …} with the process id
+of the child, {"wait": id} with the exit status of that child once it has ended, and {"poll": id} with the exit status
+or null.
 """
 
 import importlib
@@ -8,6 +10,8 @@ import json
 import os
 import sys
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 IMPORTED = [
     "egal_bench.cli.compare", "egal_bench.cli.inspect", "egal_bench.cli.main", "egal_bench.cli.pack",
@@ -23,21 +27,50 @@ def serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            execute(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        ((request, argument),) = json.loads(line).items()
+        answer = start(**argument) if request == "start" else ended(argument, os.WNOHANG if request == "poll" else 0)
+        print(json.dumps(answer), flush=True)
 
 
-def execute(words: list[str], cwd: str, environment: dict[str, str], stdout: str, stderr: str) -> None:
-    """Run the command line `words` in this process, which it ends; write its output to two files."""
+def start(**command) -> int:
+    """Fork a child that executes a command, and return its process id."""
+    child = os.fork()
+    if child == 0:
+        execute(**command)
+    return child
+
+
+def ended(child: int, options: int) -> int | None:
+    """Return the exit status of a child, or None while it runs."""
+    pid, status = os.waitpid(child, options)
+    return os.waitstatus_to_exitcode(status) if pid else None
+
+
+def execute(
+    words: list[str], cwd: str, environment: dict[str, str], stdout: str, stderr: str, rendered: bool, session: bool
+) -> None:
+    """Run the command line `words` in this process, which it ends.
+
+    Args:
+        words: what follows `egal-bench`.
+        cwd: working directory.
+        environment: all variables of the environment.
+        stdout: path that takes the output.
+        stderr: path that takes the messages.
+        rendered: whether figures are rendered; otherwise their files are empty.
+        session: whether the process leads a session of its own, with all that it starts.
+    """
     from egal_bench.cli import main
 
+    if session:
+        os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    if not rendered:
+        Figure.savefig = lambda figure, target, **settings: Path(target).write_bytes(b"")
     sys.argv = ["egal-bench", *words]
     main()
 

@@ -1,14 +1,11 @@
 """Fixtures that the tests of egal_bench share."""
 
 import functools
-import importlib
-import sys
-from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 from bench.command_line import egal_bench
+from bench.in_process import egal_bench_here, unrendered, user_module  # noqa: F401, fixtures
 from bench.ray_nodes import ray_cluster  # noqa: F401, a fixture
 from bench.tiny import FLAGS
 
@@ -45,25 +42,6 @@ def phantom_dataset(tmp_path_factory):
 def finished(tmp_path_factory):
     """The results folder of a tiny comparison that the command line has made with one worker, and its process."""
     cwd = tmp_path_factory.mktemp("finished")
-    process = egal_bench("compare", *FLAGS, "--workers=1", "--out=runs/one", "--json", cwd=cwd, status=0)
+    flags = [*FLAGS, "--workers=1", "--out=runs/one", "--json"]
+    process = egal_bench("compare", *flags, cwd=cwd, status=0, rendered=True)
     return cwd / "runs" / "one", process
-
-
-@pytest.fixture
-def user_module(tmp_path, monkeypatch):
-    """Return a function that writes a user's module into the working folder, which is tmp_path for this test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    names = []
-
-    def write(name: str, text: str) -> Path:
-        names.append(name)
-        sys.modules.pop(name, None)
-        path = tmp_path / f"{name}.py"
-        path.write_text(dedent(text))
-        importlib.invalidate_caches()
-        return path
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)

@@ -1,7 +1,5 @@
 """The example of a strategy in a package of its own: its entry point, its formula, and a comparison with it."""
 
-import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -70,16 +68,10 @@ def test_it_ranks_by_entropy_times_mean_cosine(installed, beta):
     np.testing.assert_allclose(query.scores, np.sort(expected)[::-1][:5], rtol=1e-12)
 
 
-def test_a_comparison_in_worker_processes_finds_it(installed, tmp_path):
-    words = [
+def test_a_comparison_in_worker_processes_finds_it(installed, egal_bench_here):
+    process = egal_bench_here(
         "compare", "phantom(brain,samples=150,size=32)", "--strategies=random,density(beta=3)", "--seeds=1",
         "--backbone=small-cnn", "--init=15", "--budget=10", "--rounds=1", "--steps=2", "--workers=2", "--out=out",
-    ]  # fmt: skip
-    path = os.pathsep.join([*installed, os.environ.get("PYTHONPATH", "")])
-    code = "import sys; from egal_bench.cli import main; sys.argv[0] = 'egal-bench'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True,
-        text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "density(beta=3)" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "density(beta=3)" in process.stdout

@@ -1,14 +1,14 @@
 """Who is told what: a user's mistake is one line and status 2, a defect is status 1, and --debug shows the place."""
 
-import subprocess
 import sys
 
 import pytest
 
-from bench.command_line import EGAL_BENCH, egal_bench, error_of
+from bench.command_line import egal_bench, error_of
 from bench.tiny import FLAGS
 from egal_bench.cli import main
 from egal_bench.errors import BenchError, Interrupted
+from egal_bench.runs import record
 from egal_kernels.errors import ArgumentError
 from egal_shards import ShardError
 
@@ -47,49 +47,50 @@ strategy.needs_roi = strategy.needs_features = False
 """
 
 
-@pytest.fixture
-def compare(tmp_path):
-    """Return a function that compares one strategy of a user's module with one or two workers."""
-    (tmp_path / "breaks.py").write_text(DEFECT)
-    (tmp_path / "mine.py").write_text(WRONG)
-    return lambda *words: egal_bench("compare", *FLAGS, "--seeds=2", "--out=out", *words, cwd=tmp_path)
+@pytest.fixture(params=["in one process", "in two worker processes"])
+def compare(request, tmp_path):
+    """Return a function that compares one strategy of a user's module."""
+    if request.param == "in one process":
+        (tmp_path / "breaks.py").write_text(DEFECT)
+        (tmp_path / "mine.py").write_text(WRONG)
+        return lambda *words: egal_bench("compare", *FLAGS, "--workers=1", "--out=out", *words, cwd=tmp_path)
+    user_module, execute = (request.getfixturevalue(name) for name in ("user_module", "egal_bench_here"))
+    request.getfixturevalue("monkeypatch").setattr(record, "evaluate", record.evaluate)  # restored afterwards
+    user_module("breaks", DEFECT)
+    user_module("mine", WRONG)
+    return lambda *words: execute("compare", *FLAGS, "--workers=2", "--out=out", *words)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_defect_in_a_run_ends_with_status_1(compare, workers):
-    message = error_of(compare("--strategies=breaks:harmless", f"--workers={workers}"), status=1)
+def test_defect_in_a_run_ends_with_status_1(compare):
+    message = error_of(compare("--strategies=breaks:harmless"), status=1)
     assert message == "error: ValueError: a mistake of ours (a defect of egal-bench: --debug shows where)"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_debug_shows_where_a_defect_was_raised(compare, workers):
-    process = compare("--strategies=breaks:harmless", f"--workers={workers}", "--debug")
+def test_debug_shows_where_a_defect_was_raised(compare):
+    process = compare("--strategies=breaks:harmless", "--debug")
     assert process.returncode == 1
     assert "Traceback" in process.stderr
     assert 'breaks.py", line 5, in evaluate_wrongly' in process.stderr
     assert "ValueError: a mistake of ours" in process.stderr
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_exception_in_a_users_strategy_ends_with_status_2(compare, workers):
-    message = error_of(compare("--strategies=mine:wrong", f"--workers={workers}"), status=2)
+def test_exception_in_a_users_strategy_ends_with_status_2(compare):
+    message = error_of(compare("--strategies=mine:wrong"), status=2)
     assert "strategy 'mine:wrong' raised AttributeError" in message
     assert "(mine.py, line 3)" in message
     assert "defect" not in message
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_debug_shows_the_users_line_as_well(compare, workers):
-    process = compare("--strategies=mine:wrong", f"--workers={workers}", "--debug")
+def test_debug_shows_the_users_line_as_well(compare):
+    process = compare("--strategies=mine:wrong", "--debug")
     assert process.returncode == 1
     assert 'mine.py", line 3, in wrong' in process.stderr
     assert "return pool.entropy.no_such_attribute" in process.stderr
 
 
-def test_code_that_catches_system_exit_does_not_hold_up_the_end(tmp_path):
-    (tmp_path / "holds_on.py").write_text(HOLDS_ON)
-    words = ["compare", *FLAGS, "--seeds=2", "--out=out", "--strategies=holds_on:strategy", "--workers=2"]
-    process = subprocess.run([EGAL_BENCH, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def test_code_that_catches_system_exit_does_not_hold_up_the_end(egal_bench_here, user_module):
+    user_module("holds_on", HOLDS_ON)
+    process = egal_bench_here("compare", *FLAGS, "--workers=2", "--out=out", "--strategies=holds_on:strategy")
     assert "the other run is in its query" in error_of(process)
 
 

@@ -1,34 +1,47 @@
 """Output that cannot be written does not spoil a comparison whose work is done."""
 
-import os
+import io
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from bench.command_line import EGAL_BENCH, egal_bench, json_of
+from bench.command_line import EGAL_BENCH, Command, egal_bench, json_of
 from bench.tiny import FLAGS
+from egal_bench.cli import main
 
 
 @pytest.fixture
 def again(finished):
-    """The command that finds its six runs finished, so that it only reports."""
-    return [EGAL_BENCH, "compare", *FLAGS, "--workers=1", f"--out={finished[0]}"]
+    """The words of the command that finds its six runs finished, so that it only reports."""
+    return ["compare", *FLAGS, "--workers=1", f"--out={finished[0]}"]
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_any_encoding_shows_the_summary(again, tmp_path, encoding):
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    process = subprocess.run(again, capture_output=True, cwd=tmp_path, env=environment)
-    assert process.returncode == 0, process.stderr
-    text = process.stdout.decode(encoding)
+def test_any_encoding_shows_the_summary(again, monkeypatch, encoding):
+    output, errors = io.BytesIO(), io.BytesIO()
+    for name, stream in (("stdout", output), ("stderr", errors)):  # as Python opens them with PYTHONIOENCODING
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding))
+    monkeypatch.setattr(sys, "argv", ["egal-bench", *again])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, errors.getvalue()
+    text = output.getvalue().decode(encoding)
     assert "random" in text
     assert ("±" in text) or ("+/-" in text)
 
 
-@pytest.mark.parametrize("redirect", [">/dev/full 2>/dev/full", ">&- 2>&-", "| true"])
+def test_streams_on_a_full_disk_leave_the_status_alone(again, tmp_path):
+    assert Command(*again, cwd=tmp_path, streams=Path("/dev/full")).wait() == 0
+
+
+@pytest.mark.parametrize("redirect", [">&- 2>&-", "| true"])
 def test_streams_that_fail_leave_the_status_alone(again, tmp_path, redirect):
     script = f'"$@" {redirect}; echo "status ${{PIPESTATUS[0]}}" >{tmp_path}/status'
-    done = subprocess.run(["bash", "-c", script, "bash", *again], capture_output=True, text=True, cwd=tmp_path)
+    command = ["bash", "-c", script, "bash", EGAL_BENCH, *again]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert (tmp_path / "status").read_text() == "status 0\n", done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

@@ -27,8 +27,14 @@ def packed(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Let commands, and this process, cache what they download in tmp_path/cache."""
+    monkeypatch.setenv("EGAL_CACHE", str(tmp_path / "cache"))
+
+
 def run(cwd: Path, *words) -> subprocess.CompletedProcess:
-    return egal_bench(*words, cwd=cwd, EGAL_CACHE=str(cwd / "cache"))
+    return egal_bench(*words, cwd=cwd)
 
 
 def test_inspect_writes_a_picture_and_answers_in_json(packed, tmp_path):
@@ -108,9 +114,9 @@ def test_verify_and_inspect_take_urls_and_keep_their_secrets(packed, tmp_path):
     assert_unseen(tmp_path, *(process.stdout + process.stderr for process in (verified, inspected, refused, twice)))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_compare_takes_urls_and_keeps_their_secrets(packed, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("EGAL_CACHE", "cache")
     quick = {"backbone": "small-cnn", "init": 5, "budget": 2, "rounds": 1, "seeds": 1, "steps": 1, "workers": 1}
     with guarded(packed) as (secret, url, _):
         comparison = compare(resolve({"shards": (secret,), "strategies": "random", **quick}))

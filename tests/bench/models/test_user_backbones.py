@@ -1,6 +1,5 @@
 """A network of the user's own, named `module:factory`: found, checked, identified, and shown when it fails."""
 
-import subprocess
 import sys
 from itertools import count
 from pathlib import Path
@@ -164,13 +163,10 @@ def test_source_digest_follows_the_file_that_defines_the_factory(module):
     assert source_digest("resnet18") == source_digest("small-cnn") == ""
 
 
-def test_worker_processes_find_the_users_network(module):
-    name = module(NET)
-    words = [
-        "compare", f"--backbone={name}:net", "--phantom-samples=80", "--size=32", "--strategies=random", "--seeds=2",
-        "--init=15", "--budget=5", "--rounds=1", "--steps=2", "--workers=2", "--out=out",
-    ]  # fmt: skip
-    code = "import sys; from egal_bench.cli import main; sys.argv[0] = 'egal-bench'; main()"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_worker_processes_find_the_users_network(module, egal_bench_here):
+    process = egal_bench_here(
+        "compare", f"--backbone={module(NET)}:net", "--phantom-samples=80", "--size=32", "--strategies=random",
+        "--seeds=2", "--init=15", "--budget=5", "--rounds=1", "--steps=2", "--workers=2", "--out=out",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
     assert len(egal_bench.load("out")["rounds"]) == 4

@@ -115,8 +115,9 @@ def test_a_gpu_gets_as_many_runs_as_its_free_memory_holds(monkeypatch, gibibytes
     assert comparison.workers_of(Config(workers=3), "cuda:1") == 3
 
 
-def test_more_workers_than_runs_write_what_one_worker_writes(finished, tmp_path):
-    egal_bench("compare", *FLAGS, "--workers=64", "--out=two", cwd=tmp_path, status=0)
+def test_more_workers_than_runs_write_what_one_worker_writes(finished, egal_bench_here, tmp_path):
+    process = egal_bench_here("compare", *FLAGS, "--workers=64", "--out=two")
+    assert process.returncode == 0, process.stderr
     assert_same_tables(contents(finished[0]), contents(tmp_path / "two"))
     for file in finished[0].glob("selections/**/part.parquet"):
         assert file.read_bytes() == (tmp_path / "two" / file.relative_to(finished[0])).read_bytes()

@@ -1,13 +1,14 @@
 """Runs that continue: with more rounds, after an interruption, and beside another process in the same folder."""
 
-import subprocess
+import shutil
 import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from bench.command_line import EGAL_BENCH, egal_bench
+from bench.command_line import Command, egal_bench
+from bench.in_process import unrendered_figures
 from bench.tiny import FLAGS, contents, tiny_config
 from egal_bench.runs.comparison import compare
 from egal_bench.runs.events import RoundDone, RunDone
@@ -16,6 +17,8 @@ from egal_bench.runs.local_engine import LocalEngine
 from egal_bench.runs.task import History
 from egal_bench.tables.folder import ResultsFolder
 from egal_bench.tables.schemas import SCHEMAS
+
+pytestmark = pytest.mark.usefixtures("unrendered")
 
 
 def assert_same(left: dict[str, pd.DataFrame], right: dict[str, pd.DataFrame]) -> None:
@@ -82,12 +85,9 @@ def test_an_interrupted_run_repeats_no_finished_round(phantom_dataset, tmp_path,
 
 
 def test_two_processes_in_one_folder_share_the_runs(finished, tmp_path):
-    command = [EGAL_BENCH, "compare", *FLAGS, "--workers=1", "--out=shared"]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    commands = [Command("compare", *FLAGS, "--workers=1", "--out=shared", cwd=tmp_path) for _ in range(2)]
+    processes = [command.completed() for command in commands]
+    errors = [process.stderr for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     executed = [line for text in errors for line in text.splitlines() if line.startswith("run ") and "accuracy" in line]
     assert len(executed) == 6  # each run once
@@ -102,12 +102,21 @@ def test_parts_make_the_whole_grid(finished, tmp_path):
     assert "6 of 6 runs are already in" in process.stderr
 
 
+@pytest.fixture(scope="module")
+def frozen(phantom_dataset, tmp_path_factory):
+    """The configuration of a finished comparison in the frozen regime; its folder also holds the features."""
+    out = tmp_path_factory.mktemp("frozen") / "out"
+    config = tiny_config(phantom_dataset(150).shards.where, out=out, rounds=1, regime="frozen")
+    with unrendered_figures():
+        compare(config)
+    return config
+
+
 @pytest.mark.parametrize("table", list(SCHEMAS))
 @pytest.mark.parametrize("harm", ["empty", "cut", "flipped"])
-def test_a_damaged_table_is_computed_again(phantom_dataset, tmp_path, table, harm):
-    config = tiny_config(phantom_dataset(150).shards.where, out=tmp_path / "out", rounds=1, regime="frozen")
-    compare(config)
-    before = contents(tmp_path / "out")
+def test_a_damaged_table_is_computed_again(frozen, tmp_path, table, harm):
+    shutil.copytree(frozen.out.parent, tmp_path, dirs_exist_ok=True)
+    config, before = frozen.model_copy(update={"out": tmp_path / "out"}), contents(frozen.out)
     (file,) = (tmp_path / "out").glob(f"{table}/**/part.parquet")
     data = bytearray(file.read_bytes())
     data[60] ^= 255
@@ -119,14 +128,11 @@ def test_a_damaged_table_is_computed_again(phantom_dataset, tmp_path, table, har
 @pytest.mark.skipif(sys.platform != "linux", reason="tables are torn apart by removing one of them")
 def test_tables_of_different_runs_are_never_read_together(finished, tmp_path):
     """A selections table that other settings have written makes the run unfinished, not wrong."""
-    import shutil
-
     out = tmp_path / "torn"
     shutil.copytree(finished[0], out)
     other = tmp_path / "other"
-    egal_bench(
-        "compare", *FLAGS, "--init=16", "--strategies=random", "--seeds=1", f"--out={other}", cwd=tmp_path, status=0
-    )
+    flags = [*FLAGS, "--init=16", "--strategies=random", "--seeds=1", "--workers=1", f"--out={other}"]
+    egal_bench("compare", *flags, cwd=tmp_path, status=0)
     torn = next(out.glob("selections/dataset=*/strategy=random/seed=0/part.parquet"))
     shutil.copy(other / torn.relative_to(out), torn)
     process = egal_bench("compare", *FLAGS, "--workers=1", f"--out={out}", cwd=tmp_path, status=0)

@@ -1,35 +1,42 @@
 """Ctrl-C and dying processes: finished runs are kept, no half-written table remains, and the message says so."""
 
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
-from bench.command_line import EGAL_BENCH, egal_bench, error_of
+from bench.command_line import Command, error_of
 from bench.tiny import FLAGS
 from egal_bench.tables.results import load
 
 
-def started(*words, cwd) -> subprocess.Popen:
-    return subprocess.Popen([EGAL_BENCH, "compare", *words], cwd=cwd, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def started(tmp_path, request):
+    """Return a function that starts a comparison in tmp_path."""
+
+    def start(*words) -> Command:
+        command = Command("compare", *words, cwd=tmp_path)
+        request.addfinalizer(command.kill)
+        return command
+
+    return start
 
 
-def interrupted(process: subprocess.Popen) -> str:
-    """Press Ctrl-C, wait, and return what the process wrote to stderr."""
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+def interrupted(command: Command) -> str:
+    """Press Ctrl-C, wait, and return what the command wrote to stderr."""
+    command.interrupt()
+    process = command.completed()
     assert process.returncode == 130
-    assert "Traceback" not in errors
-    return errors
+    assert "Traceback" not in process.stderr
+    return process.stderr
 
 
-def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(tmp_path):
-    process = started(*FLAGS, "--workers=2", "--out=cut", "--seeds=20", cwd=tmp_path)
-    next(line for line in process.stderr if line.startswith("run 3/"))
-    errors = interrupted(process)
+def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(started, tmp_path):
+    command = started(*FLAGS, "--workers=2", "--out=cut", "--seeds=20")
+    next(line for line in command.lines() if line.startswith("run 3/"))
+    errors = interrupted(command)
     finished = int(re.search(r"error: interrupted: (\d+) of 60 runs are complete in cut", errors)[1])
     assert "the same command resumes" in errors
     rounds = load(tmp_path / "cut")["rounds"]
@@ -38,7 +45,7 @@ def test_ctrl_c_keeps_finished_runs_and_says_how_to_resume(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_during_a_write_leaves_no_half_written_table(tmp_path, workers):
+def test_ctrl_c_during_a_write_leaves_no_half_written_table(started, tmp_path, workers):
     (tmp_path / "slow.py").write_text(
         "import time\n"
         "from pathlib import Path\n"
@@ -56,11 +63,11 @@ def test_ctrl_c_during_a_write_leaves_no_half_written_table(tmp_path, workers):
         "    needs_roi = needs_features = False\n"
         "    def __call__(self, pool): return np.arange(len(pool))\n"
     )
-    process = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=slow:Slow", cwd=tmp_path)
+    command = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=slow:Slow")
     while not list(tmp_path.glob("cut/rounds/**/.*.part.parquet")):
-        assert process.poll() is None, process.stderr.read()
+        assert command.poll() is None, command.completed().stderr
         time.sleep(0.05)
-    assert "0 of 2 runs are complete" in interrupted(process)
+    assert "0 of 2 runs are complete" in interrupted(command)
     assert [path.name for path in tmp_path.glob("cut/*/dataset=*/**/*.parquet")] == []
 
 
@@ -78,11 +85,13 @@ def test_ctrl_c_while_workers_are_loaded_reaches_the_parent_alone():
     assert (process.stdout, process.stderr) == ("interrupted\n", "")
 
 
-def test_dead_worker_is_named_by_its_run(tmp_path):
-    (tmp_path / "dies.py").write_text(
-        "import os\nclass Dies:\n    needs_roi = needs_features = False\n    def __call__(self, pool): os._exit(9)\n"
-    )
-    process = egal_bench("compare", *FLAGS, "--workers=2", "--out=out", "--strategies=dies:Dies", cwd=tmp_path)
-    message = error_of(process)
+def test_dead_worker_is_named_by_its_run(egal_bench_here, user_module):
+    user_module("dies", """
+        import os
+        class Dies:
+            needs_roi = needs_features = False
+            def __call__(self, pool): os._exit(9)
+        """)  # fmt: skip
+    message = error_of(egal_bench_here("compare", *FLAGS, "--workers=2", "--out=out", "--strategies=dies:Dies"))
     assert message.startswith("error: the process of phantom-brain, dies:Dies, seed")
     assert "finished rounds are kept" in message

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 import pandas as pd
 
-from bench.command_line import EGAL_BENCH
+from bench.command_line import EGAL_BENCH, Command, egal_bench
 from bench.tiny import FLAGS, contents
 from profiles import is_thorough
 
@@ -48,15 +48,15 @@ def test_a_comparison_completes_the_run_that_another_tore(tmp_path, request):
     _, status = os.waitpid(first.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     assert list(tmp_path.glob("torn/selections/**/part.parquet"))
-    second = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with second:
-        lines = list(takewhile(lambda line: not line.startswith("waiting for"), second.stderr))
-        assert second.poll() is None, lines
-        assert not any(line.startswith("run 1/") for line in lines)
-        first.kill()
-        first.wait()
-        after = second.stderr.read()
-    assert second.returncode == 0, after
+    second = Command(*command[1:], cwd=tmp_path)
+    request.addfinalizer(second.kill)
+    lines = list(takewhile(lambda line: not line.startswith("waiting for"), second.lines()))
+    assert second.poll() is None, lines
+    assert not any(line.startswith("run 1/") for line in lines)
+    first.kill()
+    first.wait()
+    process = second.completed()
+    assert process.returncode == 0, process.stderr
     torn = contents(tmp_path / "torn")
     assert torn["rounds"]["round"].tolist() == [0, 1, 2]
     assert torn["selections"].groupby("round").size().tolist() == [15, 10, 10]
@@ -66,20 +66,15 @@ def test_a_comparison_completes_the_run_that_another_tore(tmp_path, request):
 def test_kill_9_at_any_moment_changes_nothing_at_the_end(finished, tmp_path):
     """Kill the comparison again and again at random moments, alone and beside a second one; then finish it."""
     rng = random.Random(0)
-    command = [EGAL_BENCH, "compare", *FLAGS, "--workers=2", "--out=cut"]
+    words = ["compare", *FLAGS, "--workers=2", "--out=cut"]
     for attempt in range(40 if is_thorough() else 2):
-        processes = [
-            subprocess.Popen(
-                command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-            )
-            for _ in range(1 + attempt % 2)
-        ]
-        for process in processes:
+        commands = [Command(*words, cwd=tmp_path, session=True) for _ in range(1 + attempt % 2)]
+        for command in commands:
             time.sleep(rng.uniform(0.5, 5.0))
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+            if command.poll() is None:
+                os.killpg(command.pid, signal.SIGKILL)
+            command.wait()
+    egal_bench(*words, cwd=tmp_path, status=0)
     assert_same(contents(tmp_path / "cut"), contents(finished[0]))
     assert list((tmp_path / "cut").glob("*/**/.*.part.parquet")) == []
     assert not (tmp_path / "cut" / "unfinished").exists()

@@ -6,6 +6,7 @@ from bench.tiny import tiny_config
 from egal_bench.runs.comparison import compare
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("regime", ["finetune", "frozen"])
 def test_author_s_leaks_run_and_are_flagged_in_the_summary(phantom_dataset, tmp_path, regime):
     config = tiny_config(

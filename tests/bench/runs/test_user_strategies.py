@@ -9,7 +9,7 @@ from egal_bench.tables.results import load
 
 
 @pytest.fixture
-def compared(phantom_dataset, user_module):
+def compared(phantom_dataset, user_module, unrendered):
     """Return a function that compares one strategy in this process, into ./out, and returns its queries."""
 
     def execute(strategy: str):

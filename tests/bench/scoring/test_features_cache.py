@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from bench.command_line import EGAL_BENCH
+from bench.command_line import Command
 from bench.networks import batch_sizes, small_cnn
 from egal_bench.errors import BenchError
 from egal_bench.models.devices import BATCH
@@ -140,7 +140,7 @@ print(json.dumps({"ends": ends, "killed": killed}))
 
 @pytest.mark.parametrize("beside", [0, 1], ids=["alone", "beside another"])
 def test_killed_passes_leave_the_bytes_of_a_quiet_pass(dataset, tmp_path, monkeypatch, beside):
-    share = 1 if is_thorough() else 2
+    share = 1 if is_thorough() else 4
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(dataset.shards.where), str(tmp_path / "f"), str(beside), str(share)],
         capture_output=True, text=True,
@@ -163,19 +163,15 @@ FLAGS = [
 
 def test_comparison_completes_the_cache_of_a_killed_one(dataset, tmp_path):
     killed, other = (
-        subprocess.Popen(
-            [EGAL_BENCH, "compare", str(dataset.shards.where), *FLAGS, f"--out={tmp_path / out}"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for out in ("a", "b")
-    )  # fmt: skip
+        Command("compare", dataset.shards.where, *FLAGS, f"--out={tmp_path / out}", cwd=tmp_path) for out in ("a", "b")
+    )
     while not list(tmp_path.glob("features/*/rows.txt")):
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
-    killed.communicate()
-    output, _ = other.communicate()
-    assert other.returncode == 0, output
+    killed.wait()
+    process = other.completed()
+    assert process.returncode == 0, process.stderr
     [cache] = tmp_path.glob("features/*-small-cnn-*")
     assert features.intact(cache, SAMPLES)
     assert sorted(content(cache)) == FILES

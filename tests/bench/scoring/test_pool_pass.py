@@ -214,16 +214,16 @@ network = small_cnn(size=64).eval()
 positions = np.arange(len(dataset.keys))
 run = lambda n: score(network, dataset, np.resize(positions, n), Config(), "cpu", needs={"roi"})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(300)
+run(150)
 before = peak()
-assert len(run(3_000).logits) == 3_000
+assert len(run(1_500).logits) == 1_500
 print(peak() - before)
 """
 
 
 def test_memory_does_not_grow_with_the_pool(tmp_path, child_environment):
-    """Ten times as many samples, of 4 kB with maps of 16 kB, 60 MB in all: their numbers take 120 kB."""
-    pack(phantom(samples=300, size=64), tmp_path / "set", size=64, progress=False)
+    """Ten times as many samples, of 4 kB with maps of 16 kB, 30 MB in all: their numbers take 60 kB."""
+    pack(phantom(samples=150, size=64), tmp_path / "set", size=64, progress=False)
     process = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "set")],
         capture_output=True, text=True, check=True, env=child_environment,

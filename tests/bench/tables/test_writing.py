@@ -81,6 +81,7 @@ def test_folder_that_vanishes_is_waited_for_and_not_made_again(tmp_path, monkeyp
     assert len(waited) == 2
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("regime", ["finetune", "frozen"])  # the first write is that of a round, or that of a run
 def test_full_disk_ends_a_comparison_that_then_resumes(phantom_dataset, tmp_path, monkeypatch, failing, waits, regime):
     config = tiny_config(phantom_dataset(150).shards.where, out=tmp_path / "full", regime=regime, rounds=1)
