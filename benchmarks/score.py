@@ -49,7 +49,7 @@ def memory(samples: int, home: Path) -> Case:
     return Case(contenders=contenders, samples=samples, check=check)
 
 
-@benchmark({"6000 of 64², resnet18": 6000}, rounds=2)
+@benchmark({"24,000 of 64², resnet18": 24_000}, rounds=2)
 def workers(samples: int, home: Path) -> Case:
     """A query with two processes, against one, from shards to query.csv.
 
