@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+NEGLIGIBLE = 1e12  # an offset that exceeds the slope so far is all that float32 keeps; their ratio could overflow
+
 
 @dataclass(frozen=True)
 class Folds:
@@ -90,6 +92,7 @@ def folded(trunk: nn.Module, folds: Folds) -> nn.Module:
     for norm_name, convolution_name in folds.before:
         norm, convolution = trunk.get_submodule(norm_name), trunk.get_submodule(convolution_name)
         slope, offset = _slope_and_offset(norm)
+        slope = torch.where(slope.abs() * NEGLIGIBLE < offset.abs(), 0.0, slope)
         _scale(convolution, slope[:, None, None], _bias_before(convolution, slope, offset))
         replaced[norm] = _clamp(slope, offset)
     for convolution_name, norm_name in folds.behind:

@@ -131,9 +131,10 @@ def run_query(request: Request) -> QueryResult:
     overview = survey(parts())
     if "labelled-roi" in strategy.needs and not overview.labelled_with_roi:
         raise BenchError(f"--labelled {request.labelled}: names no sample of {described(sets)} that has an ROI")
-    few = inference_network(network.network.to(device), device, config.precision)  # too few samples to compile for
+    uncompiled = inference_network(network.network.to(device), device, config.precision)  # few samples are left
     chooser = Chooser(
-        strategy, config, request.candidates, request.seed, replace(network, network=few), device, sets, overview, parts
+        strategy, config, request.candidates, request.seed, replace(network, network=uncompiled), device, sets,
+        overview, parts,
     )  # fmt: skip
     chosen = chooser.choose()
     if chosen is None:

@@ -68,13 +68,13 @@ def unequal_tables(
     """
     sentences = []
     for dataset in sorted({run.dataset for run in present}):
-        own = [run for run in sorted(present) if run.dataset == dataset]
+        runs = [run for run in sorted(present) if run.dataset == dataset]
         for name in OPTIONAL:
-            able = [run for run in own if name != "pool" or records[run]["last_round"] > 0]
-            lacking = [f"{run.strategy} seed {run.seed}" for run in able if name not in present[run]]
-            if 0 < len(lacking) < len(able):
+            expected = [run for run in runs if name != "pool" or records[run]["last_round"] > 0]
+            lacking = [f"{run.strategy} seed {run.seed}" for run in expected if name not in present[run]]
+            if 0 < len(lacking) < len(expected):
                 sentences.append(
-                    f"{dataset}: {len(lacking)} of {len(able)} runs {'lack' if len(lacking) != 1 else 'lacks'} the "
+                    f"{dataset}: {len(lacking)} of {len(expected)} runs {'lack' if len(lacking) != 1 else 'lacks'} the "
                     f"table {name} ({listed(lacking)}), so what is computed from it rests on the others; "
                     f"{REPLACE} computes such runs again."
                 )

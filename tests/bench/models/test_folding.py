@@ -56,7 +56,9 @@ def test_folded_network_agrees_with_the_unfolded_one_to_rounding(backbone):
     assert relative_error(copied(images), exact) < 3 * relative_error(unfolded, exact) < 1e-5
 
 
-@given(slope=st.sampled_from((-1.5, -1e-3, 0.0, 1e-3, 2.0)), offset=st.sampled_from((-1.0, 0.0, 0.7)))
+@given(
+    slope=st.sampled_from((-1.5, -1e-3, -1e-40, 0.0, 1e-40, 1e-20, 1e-3, 2.0)), offset=st.sampled_from((-1.0, 0.0, 0.7))
+)
 @torch.no_grad()
 def test_norm_with_relu_before_a_convolution_folds_for_every_sign_of_the_slope(slope, offset):
     from timm.layers import BatchNormAct2d
@@ -84,6 +86,22 @@ class CalledTwice(nn.Sequential):
 
     def forward(self, images):
         return self[1](self[0](images)) + self[2](self[0](images))
+
+
+class NormShared(nn.Sequential):
+    """Two convolutions have the same norm."""
+
+    def forward(self, images):
+        return self[2](self[0](images)) + self[2](self[1](images))
+
+
+class ReadAside(nn.Sequential):
+    """The trunk returns the map of the norm; what the convolution makes of it is not used."""
+
+    def forward(self, images):
+        maps = self[0](images)
+        self[1](maps)
+        return maps
 
 
 class Standardised(nn.Conv2d):
@@ -114,6 +132,26 @@ class MapIsReturned(nn.Module):
         return torch.cat([maps, self.convolution(maps)], 1)
 
 
+def norm_before(convolution: nn.Conv2d) -> nn.Sequential:
+    """Return a norm with ReLU and the convolution behind it."""
+    from timm.layers import BatchNormAct2d
+
+    return nn.Sequential(BatchNormAct2d(4), convolution)
+
+
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        norm_before(nn.Conv2d(4, 3, 3, padding=1)),
+        norm_before(nn.Conv2d(4, 4, 1, groups=2)),
+        ReadAside(*norm_before(nn.Conv2d(4, 3, 1))),
+    ],
+    ids=["padding", "groups", "map is returned"],
+)
+def test_nothing_folds_into_a_convolution_that_cannot_take_over_the_norm(trunk):
+    assert folds_of(trunk, 4, 8) == Folds()
+
+
 def convolution() -> nn.Conv2d:
     return nn.Conv2d(3, 3, 3, padding=1)
 
@@ -123,6 +161,7 @@ def convolution() -> nn.Conv2d:
     [
         ReadTwice(convolution(), nn.BatchNorm2d(3)),
         CalledTwice(convolution(), nn.BatchNorm2d(3), nn.BatchNorm2d(3)),
+        NormShared(convolution(), convolution(), nn.BatchNorm2d(3)),
         nn.Sequential(Standardised(3, 3, 3), nn.BatchNorm2d(3)),
         nn.Sequential(convolution(), Doubled(3)),
         nn.Sequential(convolution(), nn.BatchNorm2d(3, track_running_stats=False)),
