@@ -56,6 +56,25 @@ def test_round_depends_on_its_labels_and_number_only(dataset):
     assert not np.array_equal(used.score(dataset.test, set()).logits, scores[0].logits)
 
 
+def test_scores_are_those_of_the_network_as_it_is_now(dataset):
+    trained, images = learner(dataset, warm_start=True), torch.stack(
+        [torch.from_numpy(dataset.shards[int(position)].image.copy()) for position in dataset.test]
+    )  # fmt: skip
+
+    def check() -> None:
+        with torch.no_grad():
+            expected = trained.network(images)
+        np.testing.assert_allclose(trained.score(dataset.test, set()).logits, expected.numpy(), atol=1e-4)
+
+    for round_ in (0, 1):
+        trained.fit(dataset.pool[: 20 + 20 * round_], round_)
+        check()
+    other = learner(dataset, warm_start=True)
+    other.fit(dataset.pool[40:60], 0)
+    trained.restore(other.state())
+    check()
+
+
 def test_scores_with_and_without_roi_agree_in_any_order(dataset):
     fitted = learner(dataset)
     fitted.fit(dataset.pool[:30], 0)

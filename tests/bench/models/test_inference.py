@@ -79,6 +79,14 @@ def test_network_that_cannot_be_compiled_is_refused_with_the_reason(monkeypatch)
         trunk(torch.zeros(2, 1, 4, 4))
 
 
+def test_compiled_trunk_gets_batches_of_one_size(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(torch, "compile", lambda trunk, **options: lambda images: sizes.append(len(images)) or images)
+    images = torch.arange(5.0).view(5, 1, 1, 1)
+    assert torch.equal(Compiled(nn.Conv2d(1, 1, 1), batch=2)(images), images)
+    assert sizes == [2, 2, 2]
+
+
 def test_compiled_pass_is_the_same_wherever_it_is_cut(phantom_dataset):
     dataset = phantom_dataset(90)
     config, network = Config(compile="on"), inference_network(small_cnn(), "cpu", "float32", "on")
