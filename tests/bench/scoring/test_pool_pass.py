@@ -231,6 +231,16 @@ def test_memory_does_not_grow_with_the_pool(tmp_path, child_environment):
     assert int(process.stdout) < 6 * 1024  # kB
 
 
+def test_settings_that_decide_the_numbers_file_a_pass_apart(network, dataset, tmp_path):
+    changes = [
+        {}, {"threshold": 0.7}, {"explain_convention": "monai"}, {"precision": "bfloat16"}, {"compile": "on"},
+        {"threads": 2},
+    ]  # fmt: skip
+    for change in changes:
+        score(network, dataset, dataset.test[:4], Config(**change), "cpu", needs=set(), folder=tmp_path)
+    assert sum(entry.is_dir() and (entry / "rows.txt").is_file() for entry in tmp_path.iterdir()) == len(changes)
+
+
 def test_size_of_the_batches_decides_only_the_rounding(network, dataset, monkeypatch):
     expected = scores(network, dataset, dataset.test, "roi")
     monkeypatch.setattr(devices, "BATCH", 7)
