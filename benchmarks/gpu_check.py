@@ -69,6 +69,7 @@ def visit_gpu(path: Path) -> int:
     from benchmarks.gpu import project
     from benchmarks.gpu.steps import table, visit, write
 
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read once, by the first product; one result per seed
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     print(", ".join(machine.values()), flush=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as home:

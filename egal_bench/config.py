@@ -105,6 +105,11 @@ class Config(BaseModel):
         False,
         description="finetune: each round starts from the weights of the previous round, not from those of the seed",
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="finetune on CUDA: record the kernels of the trunk in a training step, once per round and size of "
+        "batch, and replay them in later steps, which saves the time that launching them takes; for small networks",
+    )
     class_balance: bool = Field(
         False, description="finetune: weight the NLL of each class inversely to its number of labels (mean weight 1)"
     )
@@ -255,7 +260,9 @@ class Config(BaseModel):
             raise ValueError(f"{max(value, key=value.count)!r} is named twice")
         return value
 
-    @field_validator("explain_loss", "early_stop", "warm_start", "class_balance", "explain_layer", "head_dropout")
+    @field_validator(
+        "explain_loss", "early_stop", "warm_start", "class_balance", "explain_layer", "head_dropout", "cuda_graphs"
+    )
     @classmethod
     def _of_finetune(cls, value: float | str | None, info: ValidationInfo) -> float | str | None:
         if value and info.data.get("regime") == "frozen":

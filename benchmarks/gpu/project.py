@@ -189,10 +189,13 @@ def profiles(packing: Background, folder: Path, left: float, device: str = "cuda
 
 
 def training_step(
-    left: float, device: str = "cuda", backbones: Sequence[str] = ("resnet18", "small-cnn"), side: int = 224,
-    steps: int = 50,
+    left: float, device: str = "cuda", backbones: Sequence[str] = ("resnet18", "tf_efficientnet_lite0"),
+    side: int = 224, steps: int = 40,
 ) -> Iterator[Row]:  # fmt: skip
-    """Yield the steps per second of fine-tuning, without and with the loss of the explanation."""
+    """Yield the steps per second of fine-tuning: plain, with the loss of the explanation, and with --cuda-graphs.
+
+    The last loss with --cuda-graphs must be that of the plain steps to the last bit.
+    """
     from egal_bench.learners.augmentation import Samples
     from egal_kernels import pack_roi
 
@@ -200,34 +203,45 @@ def training_step(
     images = torch.from_numpy(rng.integers(0, 256, (256, 1, side, side), dtype=np.uint8)).to(device)
     labels = torch.from_numpy(rng.integers(0, 3, 256)).to(device)
     roi = pack_roi(torch.from_numpy(rng.random((256, side, side)) < 0.05)).to(device)
+    plain, explained = Samples(images, labels), Samples(images, labels, roi)
     for backbone in backbones:
-        for explain in (0.0, 0.1):
-            samples = Samples(images, labels, roi if explain else None)
-            rate = _steps_per_second(backbone, samples, explain, steps)
-            yield Row("training", f"{backbone}, batches of 32, explain {explain}", rate, "steps per s")
+        label = f"{backbone}, batches of 32"
+        rate, loss = _training(backbone, plain, steps)
+        yield Row("training", label, rate, "steps per s")
+        rate, _ = _training(backbone, explained, steps)
+        yield Row("training", f"{label}, explained", rate, "steps per s")
+        rate, replayed = _training(backbone, plain, steps, cuda_graphs=True)
+        yield Row("training", f"{label}, CUDA graphs", rate, "steps per s")
+        note = f"loss {loss!r} of {steps} steps, with CUDA graphs {replayed!r}"
+        yield Row("training", f"{label}, bits", "equal" if loss == replayed else "failed", note=note)
 
 
-def _steps_per_second(backbone: str, samples: Samples, explain: float, steps: int) -> float:
-    """Return the rate of `steps` training steps, after five that warm up."""
+def _training(backbone: str, samples: Samples, steps: int, cuda_graphs: bool = False) -> tuple[float, float]:
+    """Return the rate of `steps` training steps, after five that warm up, and the loss of the last one."""
     from egal_bench.learners.augmentation import augmented
     from egal_bench.learners.training import Objective, update
+    from egal_bench.models.cuda_graphs import with_recorded_trunk
     from egal_bench.models.network import build
+    from egal_bench.models.process import reproducible
 
     side, rng = samples.images.shape[-1], np.random.default_rng(0)
     network = build(backbone, 3, image_channels=1, image_size=side, size=None, seed=0)
     network = network.to(samples.images.device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    objective = Objective(explain=0.0 if samples.roi is None else 0.1)
+    in_steps = with_recorded_trunk(network) if cuda_graphs else network
 
-    def run(count: int) -> None:
+    def run(count: int) -> float:
         for _ in range(count):
             batch = augmented(samples, rng.permutation(len(samples.labels))[:32], rng)
-            loss = update(network, optimizer, Objective(explain=explain), batch)
-        float(loss)  # waits for the device
+            loss = update(in_steps, optimizer, objective, batch)
+        return loss.item()  # waits for the device
 
-    run(5)
-    start = perf_counter()
-    run(steps)
-    return steps / (perf_counter() - start)
+    with reproducible(4):
+        run(5)
+        start = perf_counter()
+        loss = run(steps)
+        return steps / (perf_counter() - start), loss
 
 
 def comparisons(folder: Path, left: float, device: str = "cuda") -> Iterator[Row]:

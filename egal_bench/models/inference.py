@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,8 @@ class Compiled(nn.Module):
     """A trunk behind torch.compile, whose batches all have the same size: shorter ones are padded with zeros.
 
     One size needs one compilation, and no number depends on where a pass was interrupted. On a CPU the weights become
-    constants of the compiled program. At most one compiled trunk is usable per process.
+    constants of the compiled program. Kernels whose choice decides a number are not chosen by timings, if this version
+    of PyTorch can do without them. At most one compiled trunk is usable per process.
 
     Args:
         trunk: on its device, in evaluation mode.
@@ -97,7 +99,10 @@ class Compiled(nn.Module):
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of toolkits without a GPU
         torch.compiler.reset()  # programs of earlier networks would count against the limit of recompilations
         self.trunk, self.batch = torch.compile(trunk, dynamic=False), batch
-        self.compiling = partial(config.patch, freezing=not next(trunk.parameters()).is_cuda)
+        settings: dict[str, Any] = {"freezing": not next(trunk.parameters()).is_cuda}
+        if hasattr(config, "deterministic"):
+            settings["deterministic"] = True
+        self.compiling = partial(config.patch, **settings)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the map [B, C, h, w] of images float32 [B, in_channels, H, W] in channels_last layout."""

@@ -61,11 +61,17 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def resolved(config: Config) -> Config:
-    """Return `config` with the device and the precision that "auto" stands for on this machine."""
-    from egal_bench.models.devices import chosen_device
+    """Return `config` with the device and the precision that "auto" stands for on this machine.
+
+    Raises:
+        BenchError: this machine has no such device, or the settings need CUDA.
+    """
+    from egal_bench.models.devices import chosen_device, device_kind
     from egal_bench.models.precision import chosen_precision
 
     device = chosen_device(config.device)
+    if config.cuda_graphs and device_kind(device) != "cuda":
+        raise BenchError(f"--cuda-graphs: these runs use {device}: leave the flag out, or give --device cuda")
     return config.model_copy(update={"device": device, "precision": chosen_precision(config.precision, device)})
 
 

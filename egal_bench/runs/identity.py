@@ -24,7 +24,7 @@ EVERY_RUN = {
     "init", "budget", "regime", "head", "backbone", "weights", "size", "overlap", "threshold", "explain_convention",
     "precision", "compile", "device", "threads",
 }  # fmt: skip
-OF_NETWORK = {"learning_rate", "weight_decay", "explain_loss", "warm_start", "head_dropout"}
+OF_NETWORK = {"learning_rate", "weight_decay", "explain_loss", "warm_start", "head_dropout", "cuda_graphs"}
 OF_EPISODES = {"shots", "queries", "epochs", "episodes", "prototypes"}
 OF_TRAINING = {  # by regime and head
     ("finetune", "linear"): OF_NETWORK | {"steps", "batch_size", "early_stop", "class_balance"},

@@ -89,7 +89,7 @@ def test_every_field_is_described_for_its_flag():
 
 
 def test_training_options_are_refused_where_nothing_is_trained():
-    for name, value in {"explain_loss": 0.5, "early_stop": 0.2, "warm_start": True, "class_balance": True}.items():
+    for name, value in {"explain_loss": 0.5, "early_stop": 0.2, "class_balance": True, "cuda_graphs": True}.items():
         with pytest.raises(BenchError, match=f"{flag_of(name)}: belongs to --regime finetune"):
             resolve({"regime": "frozen", name: value})
 

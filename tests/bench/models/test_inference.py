@@ -87,6 +87,20 @@ def test_compiled_trunk_gets_batches_of_one_size(monkeypatch):
     assert sizes == [2, 2, 2]
 
 
+def test_no_timing_decides_which_kernels_are_compiled(monkeypatch):
+    from torch._inductor import config
+
+    deterministic = []
+
+    def compiled(trunk, **options):
+        return lambda images: deterministic.append(config.deterministic) or images
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    Compiled(nn.Conv2d(1, 1, 1), batch=2)(torch.zeros(2, 1, 4, 4))
+    assert deterministic == [True]
+    assert not config.deterministic  # the user's own compilations are left alone
+
+
 def test_compiled_pass_is_the_same_wherever_it_is_cut(phantom_dataset):
     dataset = phantom_dataset(90)
     config, network = Config(compile="on"), inference_network(small_cnn(), "cpu", "float32", "on")
