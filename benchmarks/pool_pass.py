@@ -94,9 +94,9 @@ def inference_network(case: tuple[str, str], home: Path) -> Case:
     Two threads, batches of 32. The compiled trunk is timed after its first batch. Where the CPU has no matrix units,
     bfloat16 is left out.
 
-    Why it is faster: batch norms are passes over memory that the folded convolutions take over. Compiled convolutions
-    also take over activations, and read their weights in the order in which they need them. Convolutions of a ResNet-18
-    take most of its time, so that little more can be gained there.
+    Why it is faster: batch norms and activations are passes over memory that the convolutions take over. Compiled
+    convolutions also take over the sums of residual blocks, and read their weights in the order in which they need
+    them. Convolutions of a ResNet-18 take most of its time, so that little more can be gained there.
     """
     backbone, precision = case
     if precision == "bfloat16" and chosen_precision("auto", "cpu") != precision:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from egal_bench.errors import BenchError, UserCodeError, brief
+from egal_bench.models.activated import activate, can_activate
 from egal_bench.models.devices import batch_of, device_kind, out_of_memory
 from egal_bench.models.folding import folded
 from egal_bench.models.network import Network
@@ -26,9 +27,10 @@ def inference_network(
 ) -> Network:
     """Return a copy of `network` for passes on `device`; it shares the head.
 
-    Its batch norms are folded as far as possible (see `folding`), and the weights of its convolutions and linear
-    layers are in the precision of the pass, so that autocast need not convert them for each batch. A copy of a trained
-    network takes milliseconds, but for the compilation, which the first batch starts.
+    Its batch norms are folded as far as possible (see `folding`), on a CPU activations are part of convolutions (see
+    `activated`), and the weights of its convolutions and linear layers are in the precision of the pass, so that
+    autocast need not convert them for each batch. A copy of a trained network takes milliseconds, but for the
+    compilation, which the first batch starts.
 
     Args:
         network: on `device`.
@@ -42,6 +44,8 @@ def inference_network(
         for layer in trunk.modules():
             if type(layer) in (nn.Conv2d, nn.Linear):  # others may read their weights in ways that need float32
                 layer.to(torch.bfloat16)
+    if compile == "off" and can_activate(device, precision):  # a compiled trunk has its own operations
+        activate(trunk, network.folds.activated)
     trunk = trunk.to(memory_format=torch.channels_last)
     if compile == "on":
         trunk = Compiled(trunk, batch or batch_of(device))

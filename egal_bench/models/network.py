@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
 from egal_bench.models.fitting import load_weights
-from egal_bench.models.folding import Folds, folds_of
+from egal_bench.models.folds import Folds, folds_of
 from egal_bench.models.heads import Head, LinearHead, PrototypicalHead
 from egal_bench.models.last_norm import taken_from
 from egal_bench.models.trunks import trunk_of

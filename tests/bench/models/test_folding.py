@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from egal_bench.models.folding import Folds, folded, folds_of
+from egal_bench.models.folding import folded
+from egal_bench.models.folds import Folds, folds_of
 from egal_bench.models.network import build
 
 # backbone → pixels per side, norms behind a convolution, norms with ReLU before one, norms that stay
@@ -172,7 +173,8 @@ def convolution() -> nn.Conv2d:
     ids=lambda trunk: type(trunk).__name__ + "-" + type(list(trunk.children())[-1]).__name__,
 )
 def test_nothing_folds_where_the_norm_alone_does_not_read_the_convolution(trunk):
-    assert folds_of(trunk, 3, 8) == Folds()
+    folds = folds_of(trunk, 3, 8)
+    assert (folds.behind, folds.before) == ((), ())
 
 
 def test_trunk_that_needs_data_stays_unfolded():
