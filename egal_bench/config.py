@@ -13,6 +13,7 @@ from egal_bench.parameters import ConvexLambda, EmptyRoi, Lambda, Scale
 from egal_bench.specifications import parse_part, parse_seeds, split_list
 from egal_kernels.conventions import CONVENTIONS
 
+NUMBERS = 5  # raised by every change of the program that changes the numbers of a run
 MAX_CONFIG_BYTES = 1 << 20
 LONGEST_ROUND = 2000  # optimiser steps of a round with `--steps auto`, at most
 Count = Annotated[int, Field(ge=1)]

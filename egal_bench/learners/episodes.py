@@ -19,7 +19,7 @@ from egal_bench.config import Config
 from egal_bench.learners.augmentation import Samples
 from egal_bench.learners.dropout import dropout_mask
 from egal_bench.learners.training import CLIP, EVAL_BATCH, Objective
-from egal_bench.models.cuda_graphs import with_recorded_trunk
+from egal_bench.models.cuda_graphs import in_steps
 from egal_bench.models.heads import PrototypicalHead, scores_of
 from egal_bench.models.network import Network
 from egal_kernels import cam_loss
@@ -93,12 +93,9 @@ def train_in_episodes(network: Network, samples: Samples, config: Config, rng: n
     objective = Objective(config.explain_loss, config.explain_convention, precision=config.precision)
     head = _prototypical(network)
 
-    network.train()
-    in_steps = with_recorded_trunk(network) if config.cuda_graphs else network
-
     def loss_of(episode: Episode) -> Tensor:
         rows = np.concatenate([episode.shots.ravel(), episode.queries.ravel()])
-        maps = objective.features(in_steps, _images(samples, rows))
+        maps = objective.features(stepped, _images(samples, rows))
         pooled = maps.float().mean((2, 3))
         mask = dropout_mask((len(rows), pooled.shape[1]), config.head_dropout, rng) if config.head_dropout else None
         loss, prototypes = query_loss(head, pooled if mask is None else pooled * mask.to(pooled.device), episode)
@@ -111,8 +108,10 @@ def train_in_episodes(network: Network, samples: Samples, config: Config, rng: n
         explained = cam_loss(maps[first:], alpha, roi, each, convention=objective.convention)
         return loss + objective.explain * explained.sum() / (roi.area() > 0).sum().clamp(min=1)  # without ROI: 0
 
+    network.train()
     labels = samples.labels.cpu().numpy()
-    trained = run_episodes(loss_of, list(network.parameters()), labels, config, rng)
+    with in_steps(network, config.cuda_graphs) as stepped:
+        trained = run_episodes(loss_of, list(network.parameters()), labels, config, rng)
     network.eval()
     rows = np.arange(len(labels)) if config.prototypes == "all" else trained.last.shots.ravel()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from egal_bench.console import say
 from egal_bench.learners.augmentation import Samples, augmented, uploaded
 from egal_bench.learners.dropout import dropout_mask
 from egal_bench.learners.schedule import OneCycle, Schedule, UntilSettled
-from egal_bench.models.cuda_graphs import with_recorded_trunk
+from egal_bench.models.cuda_graphs import in_steps
 from egal_bench.models.network import Network
 from egal_bench.models.precision import autocast
 from egal_kernels import cam_loss
@@ -117,18 +117,18 @@ def train(
     )
     schedule = schedule_of(config, len(samples.labels))
     network.train()
-    in_steps = with_recorded_trunk(network) if config.cuda_graphs else network
     steps, loss = 0, torch.full((), math.nan)
-    for rows in _orders(len(samples.labels), config.batch_size, rng):
-        rate = schedule.rate(steps)
-        if rate is None:
-            break
-        optimizer.param_groups[0]["lr"] = config.learning_rate * rate
-        loss = update(in_steps, optimizer, objective, augmented(samples, rows, rng), rng)
-        schedule.record(loss)
-        steps += 1
-        if best is not None and schedule.due(steps - 1) and not best.improves():
-            break
+    with in_steps(network, config.cuda_graphs) as stepped:
+        for rows in _orders(len(samples.labels), config.batch_size, rng):
+            rate = schedule.rate(steps)
+            if rate is None:
+                break
+            optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+            loss = update(stepped, optimizer, objective, augmented(samples, rows, rng), rng)
+            schedule.record(loss)
+            steps += 1
+            if best is not None and schedule.due(steps - 1) and not best.improves():
+                break
     if best is not None:
         best.restore()
     network.eval()

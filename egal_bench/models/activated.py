@@ -8,32 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from egal_bench.models.folding import with_forward
+
 # what oneDNN calls each of `folds.ACTIVATIONS`, its bounds, and its variant
 POINTWISE: dict[type[nn.Module], tuple[str, list[float], str]] = {
     nn.ReLU: ("relu", [], ""), nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
 }  # fmt: skip
-
-
-class ActivatedConvolution(nn.Module):
-    """A convolution and the activation behind it as one operation of oneDNN: the map is written once, and not read.
-
-    The numbers are the same. PyTorch has this operation for its compiler, which calls it in the same way.
-
-    Args:
-        convolution: with padding by zeros.
-        activation: of a type in POINTWISE.
-    """
-
-    def __init__(self, convolution: Any, activation: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
-        self.sizes = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
-        self.pointwise = POINTWISE[type(activation)]
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return the activated map [B, C', h', w'] of maps [B, C, h, w], in the precision of the weights."""
-        maps = maps.to(self.weight.dtype)
-        return torch.ops.mkldnn._convolution_pointwise(maps, self.weight, self.bias, *self.sizes, *self.pointwise)
 
 
 def can_activate(device: str, precision: str) -> bool:
@@ -45,14 +25,32 @@ def can_activate(device: str, precision: str) -> bool:
 
 
 def activate(trunk: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
-    """Replace convolutions of `trunk` by ActivatedConvolutions, and the activations behind them by nothing.
+    """Let convolutions of `trunk` apply the activations behind them, which then pass on what they get.
 
     Args:
         trunk: in evaluation mode, with folded norms; it is changed.
         pairs: `Folds.activated` of it.
     """
-    for convolution, activation in pairs:
-        fused = ActivatedConvolution(trunk.get_submodule(convolution), trunk.get_submodule(activation))
-        for name, module in ((convolution, fused), (activation, nn.Identity())):
-            parent, _, child = name.rpartition(".")
-            setattr(trunk.get_submodule(parent), child, module)
+    for convolution_name, activation_name in pairs:
+        convolution: Any = trunk.get_submodule(convolution_name)
+        activation: Any = trunk.get_submodule(activation_name)
+        activation = getattr(activation, "act", activation)  # of a norm with activation, the latter remains
+        if convolution.weight.dtype in (torch.float32, torch.bfloat16):
+            convolution.pointwise = POINTWISE[type(activation)]
+            with_forward(convolution, _convolve)
+            with_forward(activation, _pass_on)
+
+
+def _convolve(convolution: Any, maps: Tensor) -> Tensor:
+    """Return the activated map [B, C', h', w'] of maps [B, C, h, w], in the precision of the weights.
+
+    One operation of oneDNN, which PyTorch's compiler calls in the same way, writes the map once and does not read it.
+    """
+    weight, bias = convolution.weight, convolution.bias
+    sizes = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
+    operation = torch.ops.mkldnn._convolution_pointwise
+    return operation(maps.to(weight.dtype), weight, bias, *sizes, *convolution.pointwise)
+
+
+def _pass_on(activation: Any, maps: Tensor) -> Tensor:
+    return maps

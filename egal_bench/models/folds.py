@@ -1,7 +1,7 @@
 """Which batch norms and activations of a trunk can become part of a convolution.
 
 A pass of a blank image without data (PyTorch's meta device) shows what reads which map, so that nothing is folded whose
-map or weights anything else reads.
+map or weights anything else reads. A trunk with hooks, or with modules or parameters of two names, stays as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6)  # a convolution that applies one of these gives the same bits
+ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,29 @@ def folds_of(trunk: nn.Module, channels: int, side: int) -> Folds:
         channels: input channels.
         side: pixels per side.
     """
-    blank = copy.deepcopy(trunk).to("meta").eval()
-    log = _Log(blank)
-    try:
-        with torch.no_grad(), log:
-            log.output = blank(torch.empty(1, channels, side, side, device="meta"))
-    except Exception:  # a module of the user's own may do anything; unfolded it is as good, only slower
+    if _has_hooks(trunk) or _has_second_names(trunk):
         return Folds()
-    finally:
-        log.close()
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            blank = copy.deepcopy(trunk).to("meta").eval()
+            for convolution in blank.modules():
+                if isinstance(convolution, nn.Conv2d) and convolution.bias is None:  # shows whether a bias would count
+                    convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"))
+            log = _Log(blank)
+            with log:
+                log.output = blank(torch.empty(1, channels, side, side, device="meta"))
+        except Exception:  # a module of the user's own may do anything; unfolded it is as good, only slower
+            return Folds()
     return log.folds()
+
+
+def _has_hooks(trunk: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in trunk.modules())
+
+
+def _has_second_names(trunk: nn.Module) -> bool:
+    modules = len(list(trunk.named_modules(remove_duplicate=False))) > len(list(trunk.modules()))
+    return modules or len(list(trunk.named_parameters(remove_duplicate=False))) > len(list(trunk.parameters()))
 
 
 def has_activation(norm: nn.Module) -> bool:
@@ -84,16 +97,9 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.norms: dict[str, list[_Pass]] = defaultdict(list)
         self.activations: dict[str, list[_Pass]] = defaultdict(list)
         self.starts: dict[str, int] = {}
-        self.hooks = [
-            hook
-            for passes, modules in ((self.norms, self._usable_norms()), (self.activations, self._usable_activations()))
-            for name, module in modules.items()
-            for hook in self._watched(name, module, passes)
-        ]
-
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+        for passes, modules in ((self.norms, self._usable_norms()), (self.activations, self._usable_activations())):
+            for name, module in modules.items():
+                self._watch(name, module, passes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -111,7 +117,8 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             (source, start, result, end), norm = passes[0], self.trunk.get_submodule(name)
             made_by = next((n for n, (_, args, out) in convolutions.items() if out is source), None)
-            if made_by and all(start <= call < end for call in self.readers[id(source)]):
+            is_alone = all(start <= call < end for call in self.readers[id(source)]) and source is not self.output
+            if made_by and is_alone:
                 behind.append((made_by, name))
                 continue
             readers = [call for call in self.readers[id(result)] if call >= end]
@@ -167,28 +174,26 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return {
             name: norm
             for name, norm in self.trunk.named_modules()
-            if (type(norm) is nn.BatchNorm2d or has_activation(norm)) and norm.running_mean is not None
+            if (type(norm) is nn.BatchNorm2d or has_activation(norm))
+            and norm.running_mean is not None
+            and not norm.training  # a module may keep it in training mode
         }
 
     def _usable_activations(self) -> Mapping[str, nn.Module]:
-        return {
-            name: module
-            for name, module in self.trunk.named_modules()
-            if type(module) in ACTIVATIONS and not _has_hooks(module)
-        }
+        return {name: module for name, module in self.trunk.named_modules() if type(module) in ACTIVATIONS}
 
     def _has_relu(self, norm: Any) -> bool:
         return has_activation(norm) and type(norm.act) is nn.ReLU and type(norm.drop) is nn.Identity
 
-    def _watched(self, name: str, module: nn.Module, passes: dict[str, list[_Pass]]) -> Iterator[Any]:
+    def _watch(self, name: str, module: nn.Module, passes: dict[str, list[_Pass]]) -> None:
         def begin(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.starts[name] = len(self.calls)
 
         def end(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             passes[name].append(_Pass(inputs[0], self.starts[name], output, len(self.calls)))
 
-        yield module.register_forward_pre_hook(begin)
-        yield module.register_forward_hook(end)
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)
 
 
 def _plain(arguments: Sequence[Any]) -> bool:
@@ -200,11 +205,7 @@ def _plain(arguments: Sequence[Any]) -> bool:
 def _replaceable(convolution: Any) -> bool:
     """Return whether weights, bias and sizes are all that a pass through this convolution depends on."""
     sizes = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
-    return type(convolution) is nn.Conv2d and sizes and not _has_hooks(convolution)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return type(convolution) is nn.Conv2d and sizes
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ def inference_network(
     Its batch norms are folded as far as possible (see `folding`), on a CPU activations are part of convolutions (see
     `activated`), and the weights of its convolutions and linear layers are in the precision of the pass, so that
     autocast need not convert them for each batch. A copy of a trained network takes milliseconds, but for the
-    compilation, which the first batch starts.
+    compilation, which the first batch starts. A network that cannot be copied is returned as it is.
 
     Args:
         network: on `device`.
@@ -39,16 +40,21 @@ def inference_network(
         compile: "on" or "off".
         batch: images per batch of a compiled trunk; None: as many as a pass takes.
     """
-    trunk = folded(network.trunk, network.folds)
+    # in bfloat16 the constants of norms before convolutions would be rounded where they ought to cancel
+    folds = replace(network.folds, before=()) if precision == "bfloat16" else network.folds
+    try:
+        trunk = folded(network.trunk, folds)
+    except Exception:  # a module of a user's own may refuse to be copied
+        return network.eval()
     if precision == "bfloat16":
         for layer in trunk.modules():
             if type(layer) in (nn.Conv2d, nn.Linear):  # others may read their weights in ways that need float32
                 layer.to(torch.bfloat16)
     if compile == "off" and can_activate(device, precision):  # a compiled trunk has its own operations
-        activate(trunk, network.folds.activated)
+        activate(trunk, folds.activated)
     trunk = trunk.to(memory_format=torch.channels_last)
     if compile == "on":
-        trunk = Compiled(trunk, batch or batch_of(device))
+        trunk = Compiled(trunk, batch or batch_of(device), freezing=device_kind(device) == "cpu")
     shell = copy.copy(network)
     shell._modules = dict(network._modules) | {"trunk": trunk}
     return shell.eval()
@@ -94,16 +100,17 @@ class Compiled(nn.Module):
     Args:
         trunk: on its device, in evaluation mode.
         batch: images per batch.
+        freezing: whether the weights become constants of the compiled program.
     """
 
-    def __init__(self, trunk: nn.Module, batch: int) -> None:
+    def __init__(self, trunk: nn.Module, batch: int, freezing: bool = True) -> None:
         from torch._inductor import config  # takes seconds, so only where it is needed
 
         super().__init__()
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of toolkits without a GPU
         torch.compiler.reset()  # programs of earlier networks would count against the limit of recompilations
         self.trunk, self.batch = torch.compile(trunk, dynamic=False), batch
-        settings: dict[str, Any] = {"freezing": not next(trunk.parameters()).is_cuda}
+        settings: dict[str, Any] = {"freezing": freezing}
         if hasattr(config, "deterministic"):
             settings["deterministic"] = True
         self.compiling = partial(config.patch, **settings)

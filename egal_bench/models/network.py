@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from egal_bench.config import Config
 from egal_bench.dataset import Dataset
+from egal_bench.models.checked_folds import checked_folds
 from egal_bench.models.fitting import load_weights
-from egal_bench.models.folds import Folds, folds_of
+from egal_bench.models.folds import Folds
 from egal_bench.models.heads import Head, LinearHead, PrototypicalHead
 from egal_bench.models.last_norm import taken_from
 from egal_bench.models.trunks import trunk_of
@@ -60,7 +61,7 @@ class Network(nn.Module):
     @cached_property
     def folds(self) -> Folds:
         """Return which batch norms of the trunk can be folded for inference; none without a fixed size."""
-        return folds_of(self.trunk, self.mean.shape[1], self.size) if self.size else Folds()
+        return checked_folds(self.trunk, self.mean.shape[1], self.size) if self.size else Folds()
 
     def prepared(self, images: Tensor) -> Tensor:
         """Return `images` as the trunk takes them: float32 [B, in_channels, H, W], channels_last, normalised."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from egal_bench.config import NUMBERS
 from egal_bench.errors import BenchError
 from egal_bench.models.devices import device_kind
 from egal_bench.models.saving import SavedNetwork
 from egal_bench.querying.score_files import Part, read_part
 from egal_bench.querying.score_shard import in_pool
 from egal_bench.querying.shard_task import ShardTask
-from egal_bench.runs.identity import NUMBERS
 from egal_shards import ShardSet
 from egal_shards.index import Index
 from egal_shards.urls import set_name, shown

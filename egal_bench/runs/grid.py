@@ -111,7 +111,7 @@ def tasks_of(
 
 
 def with_compile(config: Config, dataset: Dataset) -> Config:
-    """Return `config` with what "auto" of --compile stands for on `dataset`: its longest pass decides."""
+    """Return `config` with what "auto" of --compile stands for on `dataset`: the pool decides, or all features."""
     from egal_bench.models.inference import chosen_compile
 
     images = len(dataset.keys if config.regime == "frozen" else dataset.pool)
@@ -151,18 +151,29 @@ def features_folder(config: Config, dataset: Dataset, digests: Mapping[str, str]
 
     trunk = digests["weights"] + digests["backbone_source"]
     name = features.identity(
-        dataset, config.backbone, trunk, config.size, config.precision, config.device, config.compile
+        dataset, config.backbone, trunk, config.size, config.precision, config.device, config.compile, _pass_threads()
     )
     return out.resolve().parent / "features" / quote(f"{dataset.name}-{config.backbone}-{name}", safe="(),=")
 
 
+def _pass_threads() -> int:
+    """Return the CPU threads of the pass that computes features: all that PyTorch uses, since no run goes on yet."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def compute_features(config: Config, dataset: Dataset, network: Network, folder: Path) -> None:
     """Compute the features into `folder`, unless they are there and undamaged."""
+    from egal_bench.models.process import reproducible
     from egal_bench.scoring import features
 
     if not features.intact(folder, len(dataset.keys)):
         try:
-            with counted(f"{dataset.name}: features of {config.backbone}", len(dataset.keys)) as advance:
+            with (
+                reproducible(_pass_threads(), tf32=config.precision == "tf32"),
+                counted(f"{dataset.name}: features of {config.backbone}", len(dataset.keys)) as advance,
+            ):
                 features.extract(dataset, network, folder, config.device, advance, config.precision, config.compile)
         except KeyboardInterrupt:
             raise Interrupted(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from egal_bench.config import Config
+from egal_bench.config import NUMBERS, Config
 from egal_bench.dataset import Dataset
 from egal_bench.models.devices import device_kind
 from egal_bench.parameters import STRATEGY_FIELDS
 from egal_bench.strategies import BoundStrategy
-
-NUMBERS = 4  # raised by every change of the program that changes the numbers of a run
 
 # The fields of Config by what they decide; each field has exactly one place.
 SCHEDULING = {  # which runs are executed, where, and what is kept of them

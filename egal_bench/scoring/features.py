@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from egal_bench.config import NUMBERS
 from egal_bench.console import console
 from egal_bench.dataset import Dataset
 from egal_bench.errors import BenchError, brief
@@ -42,10 +43,12 @@ class Features:
 
 
 def identity(
-    dataset: Dataset, backbone: str, weights_digest: str, size: int | None, precision: str, device: str, compile: str
-) -> str:
+    dataset: Dataset, backbone: str, weights_digest: str, size: int | None, precision: str, device: str, compile: str,
+    threads: int,
+) -> str:  # fmt: skip
     """Return the name of a folder of features: images, trunk, input size and how the trunk runs decide it."""
-    parts = [dataset.shards.manifest.sha256, backbone, weights_digest, size, precision, device_kind(device), compile]
+    trunk = [backbone, weights_digest, size, precision, device_kind(device), compile, threads]
+    parts = [dataset.shards.manifest.sha256, *trunk, NUMBERS]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -177,11 +177,13 @@ def test_training_steps_are_timed_and_replayed_ones_must_give_the_same_bits(monk
         return lambda images: trunk(images) + error
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", recorder)
-    *timed, bits = project.training_step(0, "cpu", ["small-cnn"], 32, steps=1)
-    label = "small-cnn, batches of 32"
-    assert [row.case for row in timed] == [label, f"{label}, explained", f"{label}, CUDA graphs"]
-    assert all(row.result > 0 for row in timed)
-    assert bits.result == ("failed" if error else "equal")
+    rows = list(project.training_step(0, "cpu", ["small-cnn"], 32, steps=1))
+    labels = [f"small-cnn, batches of 32, {name}" for name in ("plain", "explained, bfloat16")]
+    assert [row.case for row in rows] == [
+        f"{label}{end}" for label in labels for end in ("", ", CUDA graphs", ", bits")
+    ]
+    assert all(row.result > 0 for row in rows if not row.case.endswith("bits"))
+    assert {row.result for row in rows if row.case.endswith("bits")} == {"failed" if error else "equal"}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,9 @@ def linear_head(a, channels_last, weight, bias, explain, logits, maps, class_map
         class_maps(a, channels_last, weight, maps)
         for k in range(logits.size):
             logits[k] = maps[k].sum() / positions + bias[k]
-        class_map[:] = maps[explain if explain >= 0 else np.argmax(logits)] / positions
+        explained = maps[explain if explain >= 0 else np.argmax(logits)]
+        for p in range(positions):  # to assign a slice would compile Numba's message for shapes that differ: seconds
+            class_map[p] = explained[p] / positions
         return
     means = np.empty(weight.shape[1])
     _pool(a, channels_last, means)

@@ -225,4 +225,5 @@ def project(a, channels_last, alpha, class_map):
     """Write the class map Σ_c alpha_c·A_c, float32 [P], of a sample `a` as in `class_maps`; alpha is float64 [C]."""
     sums = np.empty((1, class_map.size))
     class_maps(a, channels_last, alpha.reshape(1, alpha.size), sums)
-    class_map[:] = sums[0]
+    for p in range(class_map.size):
+        class_map[p] = sums[0, p]

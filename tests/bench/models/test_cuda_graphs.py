@@ -1,5 +1,7 @@
 """Training steps that replay a recorded trunk; a stand-in for PyTorch's recorder works without a GPU."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from torch import nn
 
 from bench.networks import small_cnn
 from egal_bench.config import Config
-from egal_bench.errors import BenchError
+from egal_bench.errors import BenchError, UserCodeError
 from egal_bench.learners.finetune import FinetuneLearner
-from egal_bench.models.cuda_graphs import RecordedTrunk, with_recorded_trunk
+from egal_bench.models.cuda_graphs import RecordedTrunk, in_steps
 from egal_bench.models.network import build
 from egal_bench.models.precision import autocast
 from egal_bench.runs.grid import resolved
@@ -82,16 +84,45 @@ def test_recording_draws_nothing_from_the_random_generators(recorded):
     torch.testing.assert_close(RecordedTrunk(trunk)(images), expected, rtol=0, atol=0)
 
 
-def test_parameters_are_those_of_the_network_under_their_own_names(recorded):
+def test_parameters_are_those_of_the_network(recorded):
     network = small_cnn()
-    parameters = {id(parameter) for parameter in with_recorded_trunk(network).parameters()}
-    assert parameters == {id(parameter) for parameter in network.parameters()}
-    assert not any("RecordedTrunk" in type(module).__name__ for module in network.modules())
+    with in_steps(network, cuda_graphs=True) as stepped:
+        parameters = [id(parameter) for parameter in stepped.parameters()]
+    assert parameters == [id(parameter) for parameter in network.parameters()]
+    assert not any(isinstance(module, RecordedTrunk) for module in network.modules())
 
 
-def test_network_that_cannot_be_recorded_is_a_users_mistake(monkeypatch):
+def test_recordings_end_with_the_round(recorded):
+    network = small_cnn()
+    with in_steps(network, cuda_graphs=True) as stepped:
+        stepped.features(torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
+        recording = weakref.ref(next(iter(stepped.trunk.recordings.values())))
+        del stepped
+    assert recording() is None
+
+
+class ReplacesItsBuffer(nn.Module):
+    """A module that makes a new tensor of its running mean in each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, images):
+        self.mean = 0.9 * self.mean + 0.1 * images.mean()
+        return self.scale * (images - self.mean)
+
+
+def test_network_that_replaces_its_buffers_is_refused(recorded):
+    with pytest.raises(BenchError, match=r"--cuda-graphs: .* it replaces a buffer by a new tensor"):
+        RecordedTrunk(ReplacesItsBuffer())(torch.ones(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, UserCodeError])  # the latter if the module is the user's own
+def test_network_that_cannot_be_recorded_is_a_users_mistake(monkeypatch, kind):
     def fail(*args, **kwargs):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        raise kind("operation not permitted when stream is capturing\nmore lines")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
     trunk = RecordedTrunk(nn.Conv2d(1, 2, 3))

@@ -21,7 +21,8 @@ def test_weights_in_bfloat16_err_no_more_than_autocast_does():
     network = build("resnet18", 3, image_channels=3, image_size=64, size=None, seed=0).eval()
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     copied, exact = inference_network(network, "cpu", "bfloat16"), network.features(images)
-    assert {module.weight.dtype for module in copied.trunk.modules() if hasattr(module, "weight")} == {torch.bfloat16}
+    convolutions = [module for module in copied.trunk.modules() if isinstance(module, nn.Conv2d)]
+    assert {convolution.weight.dtype for convolution in convolutions} == {torch.bfloat16}
     with autocast("cpu", "bfloat16"):
         errors = [float((maps.float() - exact).norm()) for maps in (copied.features(images), network.features(images))]
     assert errors[0] < 1.1 * errors[1]

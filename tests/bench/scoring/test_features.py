@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from bench.networks import batch_sizes, small_cnn
+from egal_bench.config import Config
 from egal_bench.errors import BenchError
 from egal_bench.models.devices import BATCH
+from egal_bench.runs.grid import compute_features
 from egal_bench.scoring import features
 from egal_kernels import pack_roi
 
@@ -71,12 +73,32 @@ def test_full_disk_is_foreseen(dataset, tmp_path, monkeypatch):
 def test_everything_that_decides_the_features_is_in_their_identity(dataset, phantom_dataset):
     first = {
         "dataset": dataset, "backbone": "resnet18", "weights_digest": "w", "size": None, "precision": "float32",
-        "device": "cuda:0", "compile": "off",
+        "device": "cuda:0", "compile": "off", "threads": 1,
     }  # fmt: skip
     changes = [
         {"dataset": phantom_dataset(75, seed=1)}, {"backbone": "resnet34"}, {"weights_digest": "v"}, {"size": 96},
-        {"precision": "bfloat16"}, {"device": "cpu"}, {"compile": "on"},
+        {"precision": "bfloat16"}, {"device": "cpu"}, {"compile": "on"}, {"threads": 2},
     ]  # fmt: skip
     names = [features.identity(**(first | change)) for change in [{}, *changes]]
     assert len(set(names)) == len(names)
     assert features.identity(**(first | {"device": "cuda:1"})) == names[0]
+
+
+def test_a_change_of_the_programs_numbers_computes_features_again(dataset, monkeypatch):
+    words = (dataset, "resnet18", "w", None, "float32", "cpu", "off", 1)
+    before = features.identity(*words)
+    monkeypatch.setattr(features, "NUMBERS", features.NUMBERS + 1)
+    assert features.identity(*words) != before
+
+
+def test_frozen_features_are_computed_deterministically_and_without_tf32(dataset, tmp_path, monkeypatch):
+    seen = []
+
+    def extract(*args):
+        seen.append((torch.get_deterministic_debug_mode(), torch.backends.cudnn.allow_tf32))
+
+    monkeypatch.setattr(features, "extract", extract)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    for precision in ("float32", "tf32"):
+        compute_features(Config(regime="frozen", precision=precision), dataset, small_cnn(), tmp_path / "f")
+    assert seen == [(1, False), (1, True)]
