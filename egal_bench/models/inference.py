@@ -39,12 +39,18 @@ def inference_network(
         precision: precision of the pass.
         compile: "on" or "off".
         batch: images per batch of a compiled trunk; None: as many as a pass takes.
+
+    Raises:
+        BenchError: a network that cannot be copied is to be compiled.
     """
     # in bfloat16 the constants of norms before convolutions would be rounded where they ought to cancel
     folds = replace(network.folds, before=()) if precision == "bfloat16" else network.folds
     try:
         trunk = folded(network.trunk, folds)
-    except Exception:  # a module of a user's own may refuse to be copied
+    except Exception as error:  # a module of a user's own may refuse to be copied
+        if compile == "on":
+            reason = f"this network cannot be copied: {brief(error)}"
+            raise BenchError(f"--compile on: {reason}; give --compile off") from error
         return network.eval()
     if precision == "bfloat16":
         for layer in trunk.modules():

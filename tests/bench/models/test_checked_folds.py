@@ -8,6 +8,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 
+from egal_bench.errors import BenchError
 from egal_bench.models import checked_folds
 from egal_bench.models.checked_folds import disturb
 from egal_bench.models.folds import Folds
@@ -161,6 +162,26 @@ def test_copy_computes_what_the_trunk_computes(build):
     with torch.no_grad():
         copied = inference_network(network, "cpu", "float32")
         torch.testing.assert_close(copied.features(images), network.features(images), rtol=1e-4, atol=1e-4)
+
+
+def test_network_that_cannot_be_copied_is_not_compiled():
+    network = Network(HasLock(), LinearHead(6, 2), [0.5] * 3, [0.25] * 3, SIDE)
+    with pytest.raises(BenchError, match=r"--compile on: this network cannot be copied: .*give --compile off"):
+        inference_network(network, "cpu", "float32", "on")
+
+
+def test_a_trial_draws_nothing_from_the_random_generator():
+    class Drawing(Layers):
+        def forward(self, images):
+            torch.rand(1)
+            return super().forward(images)
+
+    trunk = Drawing()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert checked_folds.checked_folds(trunk, 3, SIDE) != Folds()
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_folds_that_change_a_map_are_discarded(monkeypatch):
