@@ -10,7 +10,7 @@ demo: $(VENV)/core.stamp
 	$(BIN)/egal-bench report runs/demo
 
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python tests/compile_kernels.py & compiling=$$!; $(MAKE) lint && wait $$compiling
+	OMP_NUM_THREADS=1 $(BIN)/python tests/compile_kernels.py & compiling=$$!; $(MAKE) --no-print-directory lint && wait $$compiling
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 lint: $(VENV)/dev.stamp
