@@ -72,7 +72,10 @@ def acquisitions(draw, whole):
     b, c, k = draw(st.integers(1, 2)), draw(st.sampled_from([1, 3, 17])), draw(st.sampled_from([1, 3, 9]))
     h, w = draw(sides), draw(sides)
     dtype = draw(st.sampled_from(HALVES_AND_SINGLES)) if whole else torch.float64
-    features = laid_out(torch.from_numpy(number(8, b, c, h, w)).to(dtype), draw(st.sampled_from(LAYOUTS)))
+    values = number(8, b, c, h, w)
+    if whole:  # so are the means, which some paths multiply by the weights
+        values[..., 0, 0] -= values.sum((2, 3)) % (h * w)
+    features = laid_out(torch.from_numpy(values).to(dtype), draw(st.sampled_from(LAYOUTS)))
     head = {"weight": None, "bias": None}
     if draw(st.booleans()):  # a weight is a multiple of h·w, so that α is a whole number too
         head |= {"weight": torch.from_numpy(number(4, k, c) * h * w)}
