@@ -113,7 +113,8 @@ class Compiled(nn.Module):
         from torch._inductor import config  # takes seconds, so only where it is needed
 
         super().__init__()
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of toolkits without a GPU
+        for name in ("torch.utils.cpp_extension", "torch._dynamo"):  # warn of toolkits, and of what is not compiled
+            logging.getLogger(name).setLevel(logging.ERROR)
         torch.compiler.reset()  # programs of earlier networks would count against the limit of recompilations
         self.trunk, self.batch = torch.compile(trunk, dynamic=False), batch
         settings: dict[str, Any] = {"freezing": freezing}

@@ -71,7 +71,7 @@ def resolved(config: Config) -> Config:
 
     device = chosen_device(config.device)
     if config.cuda_graphs and device_kind(device) != "cuda":
-        raise BenchError(f"--cuda-graphs: these runs use {device}: leave the flag out, or give --device cuda")
+        raise BenchError(f"--cuda-graphs: these runs use {device}: leave it out, or use a machine with a GPU")
     return config.model_copy(update={"device": device, "precision": chosen_precision(config.precision, device)})
 
 

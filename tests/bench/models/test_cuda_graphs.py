@@ -141,5 +141,5 @@ def test_exhausted_memory_stays_what_it_is(monkeypatch):
 
 
 def test_flag_is_refused_where_the_runs_use_no_gpu():
-    with pytest.raises(BenchError, match="--cuda-graphs: these runs use cpu: leave the flag out"):
+    with pytest.raises(BenchError, match="--cuda-graphs: these runs use cpu: leave it out"):
         resolved(Config(cuda_graphs=True, device="cpu"))
