@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from egal_bench.models.folding import with_forward
+from egal_bench.models.folding import pass_on, with_forward
 
 # what oneDNN calls each of `folds.ACTIVATIONS`, its bounds, and its variant
 POINTWISE: dict[type[nn.Module], tuple[str, list[float], str]] = {
@@ -38,7 +38,7 @@ def activate(trunk: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
         if convolution.weight.dtype in (torch.float32, torch.bfloat16):
             convolution.pointwise = POINTWISE[type(activation)]
             with_forward(convolution, _convolve)
-            with_forward(activation, _pass_on)
+            with_forward(activation, pass_on)
 
 
 def _convolve(convolution: Any, maps: Tensor) -> Tensor:
@@ -50,7 +50,3 @@ def _convolve(convolution: Any, maps: Tensor) -> Tensor:
     sizes = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
     operation = torch.ops.mkldnn._convolution_pointwise
     return operation(maps.to(weight.dtype), weight, bias, *sizes, *convolution.pointwise)
-
-
-def _pass_on(activation: Any, maps: Tensor) -> Tensor:
-    return maps

@@ -40,7 +40,7 @@ def folded(trunk: nn.Module, folds: Folds) -> nn.Module:
         convolution, norm = trunk.get_submodule(convolution_name), trunk.get_submodule(norm_name)
         slope, offset = _slope_and_offset(norm)
         _scale(convolution, slope[:, None, None, None], _bias_behind(convolution, slope, offset))
-        with_forward(norm, _activate if has_activation(norm) else _pass_on)
+        with_forward(norm, _activate if has_activation(norm) else pass_on)
     return trunk
 
 
@@ -49,7 +49,8 @@ def with_forward(module: Any, forward: Callable[..., Tensor]) -> None:
     module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
 
 
-def _pass_on(module: Any, maps: Tensor) -> Tensor:
+def pass_on(module: Any, maps: Tensor) -> Tensor:
+    """Return `maps`: the forward pass of a module whose work a convolution has taken over."""
     return maps
 
 
