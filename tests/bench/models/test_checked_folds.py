@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from egal_bench.errors import BenchError
 from egal_bench.models import checked_folds
 from egal_bench.models.checked_folds import disturb
-from egal_bench.models.folds import Folds
+from egal_bench.models.folds import Folds, folds_of
 from egal_bench.models.heads import LinearHead
 from egal_bench.models.inference import inference_network
 from egal_bench.models.network import Network
@@ -162,6 +162,16 @@ def test_copy_computes_what_the_trunk_computes(build):
     with torch.no_grad():
         copied = inference_network(network, "cpu", "float32")
         torch.testing.assert_close(copied.features(images), network.features(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [TiedWeights, SecondNames, IgnoredBias, HookOnNorm, HookOnActivation, WeightNorm, MapReturned, NormInTraining],
+    ids=lambda build: build.__name__,
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_fold_that_would_be_wrong_is_not_even_tried(build):
+    assert folds_of(build(), 3, SIDE).behind == ()
 
 
 def test_network_that_cannot_be_copied_is_not_compiled():
