@@ -16,7 +16,7 @@ MAY_IMPORT = {"egal_bench": {"egal_kernels", "egal_shards"}, "egal_kernels": set
 # in no folder is a room of its own; "*" stands for all modules that are not named.
 ROOMS = {
     "egal_bench": (
-        "errors", "files", "console", "plugins", "specifications", "parameters", "config", "dataset",
+        "errors", "interrupts", "files", "console", "plugins", "specifications", "parameters", "config", "dataset",
         "tables", "statistics", "strategies", "reports", "models", "scoring", "learners", "runs", "profiling",
         "querying", "cli", "__init__",
     ),

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import cast
 
 from egal_bench.errors import BenchError, UserCodeError
+from egal_bench.interrupts import repeat_swallowed
 from egal_bench.models.process import prepare_process
 from egal_bench.runs.engine import USER_ERRORS, named
 from egal_bench.runs.events import Event, RunDone
@@ -147,6 +148,7 @@ def _serve(connection: Connection) -> None:
     """Execute tasks from `connection` and answer with their events, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.signal(signal.SIGTERM, _terminate)  # so that `finally` blocks run
+    repeat_swallowed(signal.SIGTERM, _Terminated)
     try:
         prepare_process()
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -71,6 +71,28 @@ def test_ctrl_c_during_a_write_leaves_no_half_written_table(started, tmp_path, w
     assert [path.name for path in tmp_path.glob("cut/*/dataset=*/**/*.parquet")] == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_during_a_destructor_is_not_lost(started, tmp_path, workers):
+    (tmp_path / "dying.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "class Object:\n"
+        "    def __del__(self):\n"
+        "        Path('destructor').touch()\n"
+        "        time.sleep(600)\n"  # ended by the first signal, whose exception Python swallows
+        "class Dying:\n"
+        "    needs_roi = needs_features = False\n"
+        "    def __call__(self, pool):\n"
+        "        Object()\n"
+        "        time.sleep(600)\n"
+    )
+    command = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=dying:Dying")
+    while not (tmp_path / "destructor").exists():
+        assert command.poll() is None, command.completed().stderr
+        time.sleep(0.05)
+    assert "0 of 2 runs are complete" in interrupted(command)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux only")
 def test_ctrl_c_while_workers_are_loaded_reaches_the_parent_alone():
     script = (
