@@ -377,4 +377,5 @@ def _as_bench_error(error: ValidationError, file: Path | None) -> BenchError:
     if name not in known:
         return unknown(f"field in {file}" if file else "field", name, (flag[2:] for flag in known.values()))
     message = first["msg"].removeprefix("Value error, ")
-    return BenchError(f"{known[name]}: {message} (got {first['input']!r})")
+    value = "" if first["input"] is True else f" (got {first['input']!r})"  # a switch has no value to repeat
+    return BenchError(f"{known[name]}: {message}{value}")

@@ -1,4 +1,4 @@
-"""Which batch norms and activations of a trunk can become part of a convolution.
+"""Which batch norms and activations of a trunk can become part of a convolution, and which weights can be converted.
 
 A pass of a blank image without data (PyTorch's meta device) shows what reads which map, so that nothing is folded whose
 map or weights anything else reads. A trunk with hooks, or with modules or parameters of two names, stays as it is.
@@ -10,6 +10,7 @@ import copy
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+DEVICES = ("cpu", "cuda", "mps")
+WEIGHTED = (nn.Conv2d, nn.Linear)  # modules of a class of their own may read their weights in ways that need float32
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,18 @@ class Folds:
         behind: pairs of a convolution and the norm behind it.
         before: pairs of a norm with ReLU and the convolution behind it.
         activated: pairs of a convolution and the activation behind it, or the norm behind it that has the activation.
+        autocast: convolutions and linear layers that autocast reaches, so that their weights can be converted before.
     """
 
     behind: tuple[tuple[str, str], ...] = ()
     before: tuple[tuple[str, str], ...] = ()
     activated: tuple[tuple[str, str], ...] = ()
+    autocast: tuple[str, ...] = ()
+
+    @property
+    def change_sums(self) -> bool:
+        """Return whether the copy computes in another order than the trunk."""
+        return bool(self.behind or self.before or self.activated)
 
 
 def folds_of(trunk: nn.Module, channels: int, side: int) -> Folds:
@@ -52,11 +62,24 @@ def folds_of(trunk: nn.Module, channels: int, side: int) -> Folds:
                 if isinstance(convolution, nn.Conv2d) and convolution.bias is None:  # shows whether a bias would count
                     convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"))
             log = _Log(blank)
-            with log:
+            with _autocast_on_all_devices(), log:
                 log.output = blank(torch.empty(1, channels, side, side, device="meta"))
         except Exception:  # a module of the user's own may do anything; unfolded it is as good, only slower
             return Folds()
     return log.folds()
+
+
+@contextmanager
+def _autocast_on_all_devices() -> Iterator[None]:
+    """Switch autocast on for every kind of device, which changes nothing for tensors of the meta device."""
+    before = {device: torch.is_autocast_enabled(device) for device in DEVICES}
+    try:
+        for device in DEVICES:
+            torch.set_autocast_enabled(device, True)
+        yield
+    finally:
+        for device, enabled in before.items():
+            torch.set_autocast_enabled(device, enabled)
 
 
 def _has_hooks(trunk: nn.Module) -> bool:
@@ -97,9 +120,13 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.norms: dict[str, list[_Pass]] = defaultdict(list)
         self.activations: dict[str, list[_Pass]] = defaultdict(list)
         self.starts: dict[str, int] = {}
+        self.autocast: dict[str, bool] = {}  # by convolution and linear layer: whether autocast was on in all calls
         for passes, modules in ((self.norms, self._usable_norms()), (self.activations, self._usable_activations())):
             for name, module in modules.items():
                 self._watch(name, module, passes)
+        for name, module in trunk.named_modules():
+            if type(module) in WEIGHTED:
+                self._watch_autocast(name, module)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -126,7 +153,9 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if read_by and result is not self.output and self._has_relu(norm) and _plain(convolutions[read_by][1]):
                 before.append((name, read_by))
         maps = {name: (out, call + 1) for name, (call, _, out) in convolutions.items()}
-        return Folds(tuple(behind), tuple(before), tuple(self._activated(maps, dict(behind))))
+        activated = tuple(self._activated(maps, dict(behind)))
+        autocast = tuple(name for name, always_on in self.autocast.items() if always_on)
+        return Folds(tuple(behind), tuple(before), activated, autocast)
 
     def _activated(self, maps: dict[str, tuple[Any, int]], norms: dict[str, str]) -> Iterator[tuple[str, str]]:
         """Yield each convolution whose map nothing reads but an activation, with the name of the latter.
@@ -194,6 +223,13 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
+
+    def _watch_autocast(self, name: str, module: nn.Module) -> None:
+        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            on = all(torch.is_autocast_enabled(device) for device in DEVICES)
+            self.autocast[name] = on and self.autocast.get(name, True)
+
+        module.register_forward_pre_hook(note)
 
 
 def _plain(arguments: Sequence[Any]) -> bool:

@@ -17,6 +17,7 @@ from egal_bench.errors import BenchError, UserCodeError, brief
 from egal_bench.models.activated import activate, can_activate
 from egal_bench.models.devices import batch_of, device_kind, out_of_memory
 from egal_bench.models.folding import folded
+from egal_bench.models.folds import Folds
 from egal_bench.models.network import Network
 
 REFERENCE = 224  # pixels per side of the images that the rule of "auto" counts
@@ -43,8 +44,7 @@ def inference_network(
     Raises:
         BenchError: a network that cannot be copied is to be compiled.
     """
-    # in bfloat16 the constants of norms before convolutions would be rounded where they ought to cancel
-    folds = replace(network.folds, before=()) if precision == "bfloat16" else network.folds
+    folds = usable_folds(network, precision)
     try:
         trunk = folded(network.trunk, folds)
     except Exception as error:  # a module of a user's own may refuse to be copied
@@ -53,9 +53,8 @@ def inference_network(
             raise BenchError(f"--compile on: {reason}; give --compile off") from error
         return network.eval()
     if precision == "bfloat16":
-        for layer in trunk.modules():
-            if type(layer) in (nn.Conv2d, nn.Linear):  # others may read their weights in ways that need float32
-                layer.to(torch.bfloat16)
+        for name in folds.autocast:
+            trunk.get_submodule(name).to(torch.bfloat16)
     if compile == "off" and can_activate(device, precision):  # a compiled trunk has its own operations
         activate(trunk, folds.activated)
     trunk = trunk.to(memory_format=torch.channels_last)
@@ -64,6 +63,15 @@ def inference_network(
     shell = copy.copy(network)
     shell._modules = dict(network._modules) | {"trunk": trunk}
     return shell.eval()
+
+
+def usable_folds(network: Network, precision: str) -> Folds:
+    """Return the folds of the copy of `network` for a pass in `precision`.
+
+    In bfloat16 the constants of norms before convolutions would be rounded where they ought to cancel, so these norms
+    stay.
+    """
+    return replace(network.folds, before=()) if precision == "bfloat16" else network.folds
 
 
 def chosen_compile(requested: str, device: str, images: int, side: int, threads: int) -> str:
@@ -101,7 +109,8 @@ class Compiled(nn.Module):
 
     One size needs one compilation, and no number depends on where a pass was interrupted. On a CPU the weights become
     constants of the compiled program. Kernels whose choice decides a number are not chosen by timings, if this version
-    of PyTorch can do without them. At most one compiled trunk is usable per process.
+    of PyTorch can do without them. At most one compiled trunk is usable per process. A batch that exceeds the memory of
+    the device raises what PyTorch raises, and from then on batches are half as large.
 
     Args:
         trunk: on its device, in evaluation mode.
@@ -134,7 +143,10 @@ class Compiled(nn.Module):
             with self.compiling():  # read when the first batch is traced
                 return self.trunk(batch.contiguous(memory_format=torch.channels_last))[: len(images)]
         except Exception as error:
-            if isinstance(error, UserCodeError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                self.batch = max(self.batch // 2, 1)
+                raise
+            if isinstance(error, UserCodeError):
                 raise
             raise BenchError(f"--compile on: PyTorch cannot compile this network: {brief(error)}; give --compile off"
                              ) from error  # fmt: skip

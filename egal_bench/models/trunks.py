@@ -142,6 +142,11 @@ def _drop_unreached(model: nn.Module, reached: set[nn.Module], names: Iterable[s
 
 def _check_patches(model: Any, name: str, side: int) -> None:
     """Raise BenchError unless patches cover the whole image: timm leaves out a border that is no whole patch."""
+    if not hasattr(model, "patch_embed"):
+        raise BenchError(
+            f"--backbone {name}: timm does not say how large its patches are, so they may not cover the whole image; "
+            "choose another vision transformer, such as vit_small_patch16_224"
+        )
     patch = getattr(model.patch_embed, "patch_size", 1)
     patch = patch[0] if isinstance(patch, tuple) else patch
     if side % patch:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from egal_bench.errors import BenchError
-from egal_bench.profiling.measurements import KEY
+from egal_bench.profiling.measurements import FEW_BATCHES, KEY
 from egal_bench.profiling.measuring import ratio_of_medians
 
 MIN_RUNS = 5  # with fewer runs an interval says little
@@ -29,11 +29,13 @@ class Changes:
             new/old with its 95 % interval `low`, `high`, and the `verdict`.
         different: what differs between the machines and versions of the two, name → [old, new].
         unmatched: number of rows that only one of the two profiles has.
+        batches: batches in the shortest `pass` that is compared; None: there is none.
     """
 
     rows: pd.DataFrame
     different: dict[str, list[str | None]]
     unmatched: int
+    batches: int | None
 
 
 def verdict(low: float, high: float, runs: int) -> str:
@@ -59,8 +61,8 @@ def changes(old: pd.DataFrame, new: pd.DataFrame) -> Changes:
     common = old[columns].merge(new[columns], on=KEY, suffixes=("_old", "_new"), sort=False)
     if common.empty:
         raise BenchError(
-            "--compare: the two profiles measured nothing in common (their dataset, backbone, size, batch or precision "
-            "differ): profile both with the same flags"
+            f"--compare: the two profiles measured nothing in common ({'; '.join(_disjoint(old, new))}): profile both "
+            "with the same flags"
         )
     rows = []
     for row in common.to_dict("records"):
@@ -71,7 +73,8 @@ def changes(old: pd.DataFrame, new: pd.DataFrame) -> Changes:
             "old": np.median(rates["old"]), "new": np.median(rates["new"]), "ratio": ratio, "low": low, "high": high,
             "verdict": verdict(low, high, min(map(len, rates.values()))),
         })  # fmt: skip
-    return Changes(pd.DataFrame(rows), _different(old, new), len(old) + len(new) - 2 * len(common))
+    unmatched = len(old) + len(new) - 2 * len(common)
+    return Changes(pd.DataFrame(rows), _different(old, new), unmatched, _batches(common))
 
 
 def changes_table(difference: Changes) -> Group:
@@ -89,11 +92,33 @@ def changes_table(difference: Changes) -> Group:
     if difference.unmatched:
         rows_are = "1 row is" if difference.unmatched == 1 else f"{difference.unmatched} rows are"
         notes.append(f"{rows_are} in only one of the two profiles, and left out.")
+    if difference.batches is not None and difference.batches < FEW_BATCHES:
+        notes.append(
+            f"`pass` has only {difference.batches} batch{'es' if difference.batches > 1 else ''}, so it is mostly "
+            "filling the pipeline: compare `scoring`, or profile more images (--samples; a larger pool)."
+        )
     notes.append(
         "An interval covers the variation between the runs of one profile. Two profiles of the same program can differ "
         "by more, if other programs used the machine: then `forward` changed by the same ratio."
     )
     return Group(table, Text("\n".join(notes)))
+
+
+def _disjoint(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
+    """Return the settings of which two profiles share no value, as phrases such as "batch 32 → 64"."""
+    phrases = []
+    for name in KEY:
+        values = [sorted(map(str, table[name].dropna().unique())) for table in (old, new)]
+        if not set(values[0]) & set(values[1]) and any(values):
+            phrases.append(f"{name} " + " → ".join(", ".join(texts) or "none" for texts in values))
+    return phrases or ["no stage has the same settings in both"]
+
+
+def _batches(common: pd.DataFrame) -> int | None:
+    """Return the number of batches in the shortest pass of two profiles whose rows are merged in `common`."""
+    passes = common[(common["benchmark"] == "profile") & (common["stage"] == "pass")]
+    batches = passes[["samples_old", "samples_new"]].min(axis=1) // passes["batch"]
+    return None if batches.empty else int(batches.min())
 
 
 def _different(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[str | None]]:

@@ -31,6 +31,7 @@ SCHEMA = pa.schema({
     "roof": text, "share_of_roof": f64,  # the measured rate that bounds the stage, and the share of it that is reached
     "peak_mb": f64,  # memory of the process, or allocated on the GPU
 })  # fmt: skip
+FEW_BATCHES = 10  # with fewer, most of a pass is its beginning and its end, where not all stages have work
 KEY = ["benchmark", "case", "stage", "dataset", "backbone", "size", "batch", "precision"]
 
 

@@ -24,7 +24,7 @@ from egal_bench.files import replacing
 from egal_bench.models import network as networks
 from egal_bench.models import weights
 from egal_bench.models.devices import batch_of, chosen_device, device_kind, out_of_memory
-from egal_bench.models.inference import inference_network
+from egal_bench.models.inference import inference_network, usable_folds
 from egal_bench.models.network import Network
 from egal_bench.models.precision import chosen_precision
 from egal_bench.models.process import prepare_process, reproducible
@@ -57,6 +57,7 @@ class Profile:
         batch: images per batch.
         roofs: measured rates, bytes per second or FLOP per second, by name.
         compiling: seconds that the first batch took to compile the trunk; None: it is not compiled.
+        folded: how many batch norms the copy for passes has made part of convolutions; "": the network has none.
     """
 
     rows: list[dict[str, Any]]
@@ -66,6 +67,7 @@ class Profile:
     batch: int
     roofs: dict[str, float]
     compiling: float | None
+    folded: str
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,16 @@ def _measured(subject: _Subject, out: Path, rounds: int, with_peers: bool, trace
     rows = [_settings(subject) | {"peak_mb": peak} | row for row in rows]
     path = out / f"{_plain(dataset.name)}-{_plain(config.backbone)}-{datetime.now(UTC):%Y%m%dT%H%M%S}.parquet"
     measurements.write(path, rows, device)
-    return Profile(rows, compared, path, config, subject.batch, rates, compiling)
+    return Profile(rows, compared, path, config, subject.batch, rates, compiling, _folded(subject.network, config))
+
+
+def _folded(network: Network, config: Config) -> str:
+    """Return a phrase on the batch norms that the copy of `network` for passes does without."""
+    norms = sum(isinstance(module, torch.nn.BatchNorm2d) for module in network.trunk.modules())
+    folds = usable_folds(network, config.precision)
+    folded = len(folds.behind) + len(folds.before)
+    why = "" if folded == norms else " (docs/passes.md says which are not)"
+    return f"{folded} of {norms} batch norms are part of convolutions{why}" if norms else ""
 
 
 def _settings(subject: _Subject) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from rich.text import Text
 
 from egal_bench.files import replacing
 from egal_bench.models.devices import device_kind
+from egal_bench.profiling.measurements import FEW_BATCHES
 from egal_bench.profiling.measuring import paired_ratio
 from egal_bench.profiling.profile import Profile
 from egal_bench.profiling.stages import MEANING
 
 COLOURS = {"stage": "#0072b2", "with network": "#d55e00", "peer": "#999999"}
 WITH_NETWORK = ("forward", "scoring", "pass")  # stages that run the network, so that they compare with each other
-FEW_BATCHES = 10  # with fewer, most of a pass is its beginning and its end, where not all stages have work
 PEERS_NOTE = (
     "Peers run as documented: float32, PyTorch's default memory format. Those marked (same precision) get the trunk's "
     "precision and channels_last.\n"
@@ -82,9 +82,10 @@ def _notes(profile: Profile) -> str:
     memory = "GPU memory during a pass" if on_gpu else "Memory of this process during a pass"
     peak = profile.rows[0]["peak_mb"]
     filling = _filling(rows["pass"]["samples"], profile.batch)
+    folded = f"\nCopy for passes: {profile.folded}." if profile.folded else ""
     cold = f"\nCold start: compiling took {profile.compiling:.0f} s." if profile.compiling else ""
     return (
-        f"{'; '.join(shares)} (medians over rounds, 95 % intervals).{filling}{cold}\n"
+        f"{'; '.join(shares)} (medians over rounds, 95 % intervals).{filling}{folded}{cold}\n"
         f"Roofs, measured in the same rounds: {roofs}." + (f"\n{memory}: {peak:,.0f} MB at most." if peak else "")
     )
 

@@ -11,6 +11,7 @@ from egal_bench.config import Config, flag_of
 from egal_bench.parameters import STRATEGY_FIELDS
 
 OF_STRATEGY = frozenset({"strategy", "source", *STRATEGY_FIELDS})  # comparable runs of one data set may differ in these
+CHOSEN_BY_AUTO = frozenset({"device", "precision", "compile"})  # settings hold what `auto` stood for
 DIGESTS = frozenset(
     {"data", "weights", "backbone_source", "source", "numbers"}
 )  # their values mean nothing to a reader
@@ -33,7 +34,9 @@ def difference(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> list[
         before, now = stored.get(name), requested.get(name)
         if before != now:
             label = flag_of(name) if name in Config.model_fields else WORDS.get(name, name)
-            phrases.append(label if name in DIGESTS or None in (before, now) else f"{label} {before} (now {now})")
+            chosen = ", given or chosen by `auto`" * (name in CHOSEN_BY_AUTO)
+            values = "" if name in DIGESTS or None in (before, now) else f" {before} (now {now}{chosen})"
+            phrases.append(label + values)
     return phrases
 
 

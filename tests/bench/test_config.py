@@ -94,6 +94,11 @@ def test_training_options_are_refused_where_nothing_is_trained():
             resolve({"regime": "frozen", name: value})
 
 
+def test_a_refused_switch_has_no_value_to_repeat():
+    with pytest.raises(BenchError, match=r"choose that regime$"):
+        resolve({"regime": "frozen", "cuda_graphs": True})
+
+
 @pytest.mark.parametrize(
     ("text", "seeds"), [(3, (0, 1, 2)), ("2", (0, 1)), ("5:8", (5, 6, 7)), ("7,3", (3, 7)), ("0:2,9", (0, 1, 9))]
 )

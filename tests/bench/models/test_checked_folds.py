@@ -190,7 +190,7 @@ def test_a_trial_draws_nothing_from_the_random_generator():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    assert checked_folds.checked_folds(trunk, 3, SIDE) != Folds()
+    assert checked_folds.checked_folds(trunk, 3, SIDE).change_sums
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -201,7 +201,7 @@ def test_folds_that_change_a_map_are_discarded(monkeypatch):
 
 
 def test_right_folds_stand_the_trial_also_in_inference_mode():
-    right = Folds(behind=(("conv", "norm"),), activated=(("conv", "act"),))
+    right = Folds(behind=(("conv", "norm"),), activated=(("conv", "act"),), autocast=("conv", "last"))
     trunk = Layers()
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     with torch.inference_mode():
@@ -221,7 +221,7 @@ def test_in_bfloat16_a_norm_before_a_convolution_errs_no_more_than_autocast():
     maps = torch.randn(4, 512, 8, 8)
     exact = trunk.double()(maps.double())
     trunk.float()
-    network.__dict__["folds"] = Folds(before=(("0", "1"),))
+    network.__dict__["folds"] = Folds(before=(("0", "1"),), autocast=("1",))
     copied = inference_network(network, "cpu", "bfloat16").trunk
     with torch.autocast("cpu", torch.bfloat16):
         errors = [float((each(maps.bfloat16()).double() - exact).norm()) for each in (copied, trunk)]

@@ -57,7 +57,7 @@ def test_norm_with_relu_before_a_convolution_folds_for_every_sign_of_the_slope(s
     trunk = nn.Sequential(BatchNormAct2d(4), nn.Conv2d(4, 3, 1)).eval()
     trunk[0].weight.data[:], trunk[0].bias.data[:] = slope, offset
     folds = folds_of(trunk, 4, 8)
-    assert folds == Folds(before=(("0", "1"),))
+    assert folds == Folds(before=(("0", "1"),), autocast=("1",))
     images = torch.randn(2, 4, 8, 8)
     exact = copy.deepcopy(trunk).double()(images.double())
     torch.testing.assert_close(folded(trunk, folds)(images).double(), exact, rtol=1e-5, atol=1e-5)
@@ -135,7 +135,7 @@ def norm_before(convolution: nn.Conv2d) -> nn.Sequential:
     ids=["padding", "groups", "map is returned"],
 )
 def test_nothing_folds_into_a_convolution_that_cannot_take_over_the_norm(trunk):
-    assert folds_of(trunk, 4, 8) == Folds()
+    assert not folds_of(trunk, 4, 8).change_sums
 
 
 def convolution() -> nn.Conv2d:
@@ -167,7 +167,7 @@ def test_trunk_that_needs_data_stays_unfolded():
         def forward(self, images):
             return super().forward(images) if images.mean() > -1e9 else images
 
-    assert folds_of(Branching(convolution(), nn.BatchNorm2d(3)), 3, 8) == Folds()
+    assert not folds_of(Branching(convolution(), nn.BatchNorm2d(3)), 3, 8).change_sums
 
 
 def test_folding_leaves_the_network_as_it_was():

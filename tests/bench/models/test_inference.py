@@ -9,8 +9,9 @@ from bench.networks import small_cnn
 from egal_bench import compare
 from egal_bench.config import Config
 from egal_bench.errors import BenchError
+from egal_bench.models.heads import LinearHead
 from egal_bench.models.inference import Compiled, chosen_compile, inference_network
-from egal_bench.models.network import build
+from egal_bench.models.network import Network, build
 from egal_bench.models.precision import autocast
 from egal_bench.scoring.pool_pass import score
 from egal_bench.tables.folder import ResultsFolder, RunName
@@ -26,6 +27,32 @@ def test_weights_in_bfloat16_err_no_more_than_autocast_does():
     with autocast("cpu", "bfloat16"):
         errors = [float((maps.float() - exact).norm()) for maps in (copied.features(images), network.features(images))]
     assert errors[0] < 1.1 * errors[1]
+
+
+class PartlyInFloat32(nn.Module):
+    """A trunk that keeps one of its three convolutions in float32, and calls one without its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide, self.read = (nn.Conv2d(3, 3, 1, bias=False) for _ in range(3))
+
+    def forward(self, images):
+        maps = self.narrow(images)
+        with torch.autocast(images.device.type if images.device.type != "meta" else "cpu", enabled=False):
+            maps = self.wide(maps.float())
+        return nn.functional.conv2d(maps, self.read.weight)
+
+
+@torch.no_grad()
+def test_layers_that_a_trunk_keeps_in_float32_stay_there():
+    network = Network(PartlyInFloat32(), LinearHead(3, 2), [0.5] * 3, [0.25] * 3, 16).eval()
+    copied = inference_network(network, "cpu", "bfloat16")
+    assert {name: weight.dtype for name, weight in copied.trunk.named_parameters()} == {
+        "narrow.weight": torch.bfloat16, "wide.weight": torch.float32, "read.weight": torch.float32,
+    }  # fmt: skip
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    with autocast("cpu", "bfloat16"):
+        assert torch.equal(copied.features(images), network.features(images))
 
 
 @torch.no_grad()
@@ -85,6 +112,27 @@ def test_compiled_trunk_gets_batches_of_one_size(monkeypatch):
     images = torch.arange(5.0).view(5, 1, 1, 1)
     assert torch.equal(Compiled(nn.Conv2d(1, 1, 1), batch=2)(images), images)
     assert sizes == [2, 2, 2]
+
+
+def test_compiled_batches_are_halved_where_the_memory_ends(monkeypatch):
+    sizes = []
+
+    def compiled(trunk, **options):
+        def run(images):
+            sizes.append(len(images))
+            if len(images) > 4:
+                raise torch.OutOfMemoryError
+            return images
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    trunk, images = Compiled(nn.Conv2d(1, 1, 1), batch=8), torch.arange(8.0).view(8, 1, 1, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        trunk(images)
+    parts = [trunk(images[:4]), trunk(images[4:])]  # what a pass does then
+    assert torch.equal(torch.cat(parts), images)
+    assert sizes == [8, 4, 4]
 
 
 def test_no_timing_decides_which_kernels_are_compiled(monkeypatch):

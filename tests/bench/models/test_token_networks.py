@@ -143,6 +143,7 @@ def test_frozen_learner_scores_as_the_network_with_its_head(tmp_path, name):
     [
         ("vit_tiny_patch16_224", 60, "cannot take 60x60 images: its patches have 16 pixels per side; choose --size 64"),
         ("pit_xs_224", 224, r"no square grid of patch tokens to explain \(its output is \(1, 1, 384\)\)"),
+        ("tnt_s_patch16_224", 224, "does not say how large its patches are"),
         ("crossvit_9_240", 240, r"no square grid of patch tokens to explain \(its output is a list\)"),
     ],
 )

@@ -57,6 +57,14 @@ def test_a_factory_gives_the_trunk_and_the_seed_its_weights(module):
     assert one.head.weight.shape == (3, 8)
 
 
+def test_the_network_of_the_documentation_is_built_and_folded(module):
+    page = (Path(__file__).parents[3] / "docs/training.md").read_text()
+    source = page.partition("```python\n")[2].partition("```")[0]
+    network = build(f"{module(source)}:net")
+    assert network.folds.behind == (("model.0", "model.1"),)
+    assert network(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+
+
 def test_checkpoints_use_the_names_of_the_users_module(module):
     backbone = f"{module(NET)}:net"
     state = build(backbone, seed=1).trunk.model.state_dict()

@@ -1,6 +1,7 @@
 """`profile --compare`: its verdicts on profiles whose rates are known."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,12 +75,30 @@ def test_the_note_on_left_out_rows_is_in_the_right_number(written, stages, note)
     assert note is None or f"{note} in only one of the two profiles" in captured.get()
 
 
-@pytest.mark.parametrize("settings", [{"batch": 64}, {"backbone": "densenet121"}, {"precision": "bfloat16"}])
-def test_profiles_of_different_settings_are_not_compared(written, settings):
-    old = written("old.parquet", {"pass": runs(1, 0)})
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"batch": 64}, "batch 32 → 64"),
+        ({"backbone": "densenet121"}, "backbone resnet18 → densenet121"),
+        ({"precision": "bfloat16", "size": 64}, "size 224 → 64; precision float32 → bfloat16"),
+    ],
+)
+def test_profiles_of_different_settings_are_not_compared(written, settings, named):
+    old = written("old.parquet", {"pass": runs(1, 0), "read": runs(1, 1)})
     new = written("new.parquet", {"pass": runs(1, 0)}, **settings)
-    with pytest.raises(BenchError, match="nothing in common"):
+    with pytest.raises(BenchError, match=re.escape(f"nothing in common ({named}): ")):
         changes(load(old), load(new))
+
+
+@pytest.mark.parametrize(("samples", "words"), [(64, "only 2 batches,"), (32, "only 1 batch,"), (320, "")])
+def test_a_comparison_of_short_passes_says_so(written, samples, words):
+    old = written("old.parquet", {"pass": runs(1, 1)}, samples=640)
+    new = written("new.parquet", {"pass": runs(1, 2)}, samples=samples)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(changes_table(changes(load(old), load(new))))
+    assert words in captured.get()
+    assert ("pipeline" in captured.get()) == bool(words)
 
 
 def test_differences_between_the_machines_are_reported(written, monkeypatch):

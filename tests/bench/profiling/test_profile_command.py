@@ -96,6 +96,10 @@ def test_every_stage_is_printed_with_its_rate_and_its_meaning(finished):
     assert "…" not in out
 
 
+def test_the_norms_that_the_copy_does_without_are_counted(finished):
+    assert "Copy for passes: 4 of 4 batch norms are part of convolutions.\n" in finished[1].stdout
+
+
 def test_the_picture_shows_stages_with_and_without_the_network(finished):
     (picture,) = (finished[0] / "profiles").glob("*.png")
     with Image.open(picture) as image:

@@ -123,6 +123,12 @@ def test_other_settings_under_the_same_name_are_refused(copied, tmp_path, flag, 
     assert untouched(before, out)
 
 
+def test_a_setting_that_auto_chose_is_called_so(copied, tmp_path):
+    _, flags = copied
+    message = error_of(egal_bench("compare", *flags, "--compile=on", cwd=tmp_path))
+    assert "--compile off (now on, given or chosen by `auto`)" in message
+
+
 def test_replace_recomputes_runs_with_other_settings(copied, tmp_path):
     out, flags = copied
     egal_bench("compare", *flags, "--init=16", "--strategies=random", "--replace", cwd=tmp_path, status=0)
