@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,7 @@ def main() -> NoReturn:
         status = _fail(*_line_and_status(error))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    gc.freeze()  # otherwise Python takes a second to search the objects of all libraries for garbage before it exits
     sys.exit(status if isinstance(status, int) else 0)
 
 
