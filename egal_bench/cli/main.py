@@ -17,7 +17,7 @@ from egal_bench.cli.report import report
 from egal_bench.cli.streams import make_streams_safe
 from egal_bench.cli.verify import verify
 from egal_bench.errors import BenchError, Defect, Interrupted
-from egal_bench.interrupts import repeat_swallowed
+from egal_bench.interrupts import raise_on
 from egal_shards.errors import ShardError
 from egal_shards.urls import redacted
 
@@ -34,7 +34,7 @@ COMPUTED = {
 def main() -> NoReturn:
     """Run the command line and exit: status 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect."""
     make_streams_safe()
-    repeat_swallowed(signal.SIGINT, KeyboardInterrupt)
+    raise_on(signal.SIGINT, KeyboardInterrupt)
     _compile_with_numba()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1

@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from time import monotonic
 from typing import cast
 
 from egal_bench.errors import BenchError, UserCodeError
-from egal_bench.interrupts import repeat_swallowed
+from egal_bench.interrupts import raise_on
 from egal_bench.models.process import prepare_process
 from egal_bench.runs.engine import USER_ERRORS, named
 from egal_bench.runs.events import Event, RunDone
@@ -30,6 +31,7 @@ from egal_bench.runs.workspace import Workspace
 # Windows cannot fork.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
+PATIENCE_S = 10  # a worker that has not ended by then gets SIGTERM again
 LONGEST_TMPDIR = 60  # characters: the name of a socket has 108, and multiprocessing appends up to 40
 
 
@@ -81,10 +83,7 @@ class LocalEngine:
         finally:
             for connection in busy:
                 connection.close()  # a worker that outlasts SIGTERM ends when it sends or receives
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
+            _end(processes)
 
 
 def load_ahead(regime: str) -> None:
@@ -119,6 +118,17 @@ def _start_worker() -> tuple[Connection, multiprocessing.process.BaseProcess]:
     return parent_end, process
 
 
+def _end(processes: list[multiprocessing.process.BaseProcess]) -> None:
+    """End worker processes, and wait for it. A signal that the user's code has swallowed is sent again."""
+    while processes:
+        for process in processes:
+            process.terminate()
+        latest = monotonic() + PATIENCE_S
+        for process in processes:
+            process.join(max(latest - monotonic(), 0))
+        processes = [process for process in processes if process.is_alive()]
+
+
 def _send(connection: Connection, task: Task) -> None:
     """Send `task` to a worker; one that has died is reported by `_receive`."""
     with suppress(BrokenPipeError, ConnectionResetError):
@@ -140,15 +150,10 @@ class _Terminated(KeyboardInterrupt):
     """The parent has sent SIGTERM. A strategy that it interrupts does not take it for a mistake of the user's code."""
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
-
-
 def _serve(connection: Connection) -> None:
     """Execute tasks from `connection` and answer with their events, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    signal.signal(signal.SIGTERM, _terminate)  # so that `finally` blocks run
-    repeat_swallowed(signal.SIGTERM, _Terminated)
+    raise_on(signal.SIGTERM, _Terminated)  # so that `finally` blocks run
     try:
         prepare_process()
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):

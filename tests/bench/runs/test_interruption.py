@@ -1,6 +1,7 @@
 """Ctrl-C and dying processes: finished runs are kept, no half-written table remains, and the message says so."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -71,26 +72,45 @@ def test_ctrl_c_during_a_write_leaves_no_half_written_table(started, tmp_path, w
     assert [path.name for path in tmp_path.glob("cut/*/dataset=*/**/*.parquet")] == []
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_during_a_destructor_is_not_lost(started, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "seconds"), [(1, 0.5), (2, 0.5), (2, 600)])
+def test_ctrl_c_during_a_destructor_is_not_lost(started, tmp_path, workers, seconds):
     (tmp_path / "dying.py").write_text(
         "import time\n"
         "from pathlib import Path\n"
         "class Object:\n"
         "    def __del__(self):\n"
         "        Path('destructor').touch()\n"
-        "        time.sleep(600)\n"  # ended by the first signal, whose exception Python swallows
+        "        time.sleep(SECONDS)\n"
+        "        Path('whole').touch()\n"
         "class Dying:\n"
         "    needs_roi = needs_features = False\n"
         "    def __call__(self, pool):\n"
         "        Object()\n"
-        "        time.sleep(600)\n"
+        "        time.sleep(600)\n".replace("SECONDS", str(seconds))
     )
     command = started(*FLAGS, f"--workers={workers}", "--out=cut", "--strategies=dying:Dying")
     while not (tmp_path / "destructor").exists():
         assert command.poll() is None, command.completed().stderr
         time.sleep(0.05)
     assert "0 of 2 runs are complete" in interrupted(command)
+    assert (tmp_path / "whole").exists() == (seconds < 600)
+
+
+def test_ctrl_c_during_an_import_does_not_pass_for_a_missing_package(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\nprint('imported', flush=True)\ntime.sleep(0.5)\n")
+    script = (
+        "import signal, time\n"
+        "from egal_bench.interrupts import raise_on\n"
+        "raise_on(signal.SIGINT, KeyboardInterrupt)\n"
+        "try: import slow\n"
+        "except BaseException: print('absent')\n"
+        "try: time.sleep(600)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "imported\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[0] == "interrupted\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are loaded ahead on Linux only")
