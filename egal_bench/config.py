@@ -219,6 +219,11 @@ class Config(BaseModel):
         parse_seeds(value)
         return int(value) if isinstance(value, str) and value.isdecimal() else value
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _as_in_yaml(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML reads `on` as true
+
     @field_validator("part")
     @classmethod
     def _valid_part(cls, value: str | None) -> str | None:
@@ -377,5 +382,6 @@ def _as_bench_error(error: ValidationError, file: Path | None) -> BenchError:
     if name not in known:
         return unknown(f"field in {file}" if file else "field", name, (flag[2:] for flag in known.values()))
     message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["input"] is True else f" (got {first['input']!r})"  # a switch has no value to repeat
+    is_switch = name in Config.model_fields and Config.model_fields[name].annotation is bool
+    value = "" if is_switch else f" (got {first['input']!r})"  # a switch has no value to repeat
     return BenchError(f"{known[name]}: {message}{value}")

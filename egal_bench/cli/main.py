@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ from egal_bench.cli.report import report
 from egal_bench.cli.streams import make_streams_safe
 from egal_bench.cli.verify import verify
 from egal_bench.errors import BenchError, Defect, Interrupted
-from egal_bench.interrupts import raise_on
+from egal_bench.interrupts import raised_by
 from egal_shards.errors import ShardError
 from egal_shards.urls import redacted
 
@@ -34,12 +35,14 @@ COMPUTED = {
 def main() -> NoReturn:
     """Run the command line and exit: status 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for a defect."""
     make_streams_safe()
-    raise_on(signal.SIGINT, KeyboardInterrupt)
+    # otherwise Python searches the objects of all libraries for garbage before it exits, which takes a second
+    atexit.register(gc.freeze)
     _compile_with_numba()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     try:
-        status = _app(words)(words, standalone_mode=False)
+        with raised_by(signal.SIGINT, KeyboardInterrupt):
+            status = _app(words)(words, standalone_mode=False)
         if status == 130:  # typer's answer to Ctrl-C
             _fail("interrupted", 130)
     except (KeyboardInterrupt, typer.Abort):
@@ -50,7 +53,6 @@ def main() -> NoReturn:
         status = _fail(*_line_and_status(error))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    gc.freeze()  # otherwise Python takes a second to search the objects of all libraries for garbage before it exits
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -15,7 +15,7 @@ TOLERANCE = 1e-3  # relative error of the map: rounding gives at most 1e-5, a wr
 
 
 def checked_folds(trunk: nn.Module, channels: int, side: int) -> Folds:
-    """Return `folds_of` the trunk if they stand the trial, else nothing: a module of a user's own may do anything.
+    """Return `folds_of` the trunk if they stand the trial, else none: a module of a user's own may do anything.
 
     The norms of the trial have random statistics and weights. Those of a fresh network hardly change a map, and would
     hide a mistake.
@@ -27,7 +27,9 @@ def checked_folds(trunk: nn.Module, channels: int, side: int) -> Folds:
     """
     with torch.random.fork_rng(devices=[]):  # a module of a user's own may draw from PyTorch's generator
         folds = folds_of(trunk, channels, side)
-        return folds if not folds.change_sums or _agrees(trunk, folds, channels, side) else Folds()
+        return (
+            folds if not folds.change_sums or _agrees(trunk, folds, channels, side) else Folds(autocast=folds.autocast)
+        )
 
 
 def _agrees(trunk: nn.Module, folds: Folds, channels: int, side: int) -> bool:

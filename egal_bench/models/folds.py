@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+PRODUCTS = {torch.ops.aten.convolution.default, torch.ops.aten.addmm.default, torch.ops.aten.mm.default}
+VIEWS = {torch.ops.aten.t.default}  # what a linear layer does to its weight before the product
 DEVICES = ("cpu", "cuda", "mps")
 WEIGHTED = (nn.Conv2d, nn.Linear)  # modules of a class of their own may read their weights in ways that need float32
 
@@ -31,7 +34,8 @@ class Folds:
         behind: pairs of a convolution and the norm behind it.
         before: pairs of a norm with ReLU and the convolution behind it.
         activated: pairs of a convolution and the activation behind it, or the norm behind it that has the activation.
-        autocast: convolutions and linear layers that autocast reaches, so that their weights can be converted before.
+        autocast: convolutions and linear layers whose weights only products in bfloat16 read, so that these weights
+            can be converted before the pass.
     """
 
     behind: tuple[tuple[str, str], ...] = ()
@@ -62,7 +66,7 @@ def folds_of(trunk: nn.Module, channels: int, side: int) -> Folds:
                 if isinstance(convolution, nn.Conv2d) and convolution.bias is None:  # shows whether a bias would count
                     convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"))
             log = _Log(blank)
-            with _autocast_on_all_devices(), log:
+            with _autocast_on_all_devices(), log, _AutocastOf(log):
                 log.output = blank(torch.empty(1, channels, side, side, device="meta"))
         except Exception:  # a module of the user's own may do anything; unfolded it is as good, only slower
             return Folds()
@@ -71,15 +75,25 @@ def folds_of(trunk: nn.Module, channels: int, side: int) -> Folds:
 
 @contextmanager
 def _autocast_on_all_devices() -> Iterator[None]:
-    """Switch autocast on for every kind of device, which changes nothing for tensors of the meta device."""
-    before = {device: torch.is_autocast_enabled(device) for device in DEVICES}
+    """Switch autocast to bfloat16 for every kind of device, which changes nothing for tensors of the meta device."""
+    before = {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in DEVICES}
     try:
-        for device in DEVICES:
-            torch.set_autocast_enabled(device, True)
+        _set_autocast(dict.fromkeys(DEVICES, (True, torch.bfloat16)))
         yield
     finally:
-        for device, enabled in before.items():
-            torch.set_autocast_enabled(device, enabled)
+        _set_autocast(before)
+
+
+def _set_autocast(states: Mapping[str, tuple[bool, torch.dtype]]) -> None:
+    for device, (enabled, dtype) in states.items():
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def _autocasts_to_bfloat16() -> bool:
+    """Return whether autocast is on for every kind of device, as `_autocast_on_all_devices` left it."""
+    return all(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+               for device in DEVICES)  # fmt: skip
 
 
 def _has_hooks(trunk: nn.Module) -> bool:
@@ -120,19 +134,18 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.norms: dict[str, list[_Pass]] = defaultdict(list)
         self.activations: dict[str, list[_Pass]] = defaultdict(list)
         self.starts: dict[str, int] = {}
-        self.autocast: dict[str, bool] = {}  # by convolution and linear layer: whether autocast was on in all calls
+        self.in_bfloat16: list[bool] = []  # of each call: whether autocast was on
+        self.autocasts = True
         for passes, modules in ((self.norms, self._usable_norms()), (self.activations, self._usable_activations())):
             for name, module in modules.items():
                 self._watch(name, module, passes)
-        for name, module in trunk.named_modules():
-            if type(module) in WEIGHTED:
-                self._watch_autocast(name, module)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in {id(tensor) for tensor in _tensors((args, kwargs or {}))}:
             self.readers[tensor].append(len(self.calls))
         self.calls.append((func, args, result))
+        self.in_bfloat16.append(self.autocasts)
         return result
 
     def folds(self) -> Folds:
@@ -154,8 +167,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 before.append((name, read_by))
         maps = {name: (out, call + 1) for name, (call, _, out) in convolutions.items()}
         activated = tuple(self._activated(maps, dict(behind)))
-        autocast = tuple(name for name, always_on in self.autocast.items() if always_on)
-        return Folds(tuple(behind), tuple(before), activated, autocast)
+        return Folds(tuple(behind), tuple(before), activated, tuple(self._autocast()))
 
     def _activated(self, maps: dict[str, tuple[Any, int]], norms: dict[str, str]) -> Iterator[tuple[str, str]]:
         """Yield each convolution whose map nothing reads but an activation, with the name of the latter.
@@ -185,6 +197,21 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not readers or not passed.start <= readers[0] < passed.end:
             return False
         return module.inplace or (readers[-1] < passed.end and passed.source is not self.output)
+
+    def _autocast(self) -> Iterator[str]:
+        """Yield the layers whose weight and bias nothing reads but products that autocast converts them for."""
+        for name, module in self.trunk.named_modules():
+            is_read = type(module) in WEIGHTED and self.readers[id(module.weight)]
+            if is_read and all(self._only_in_products(parameter) for parameter in module.parameters()):
+                yield name
+
+    def _only_in_products(self, parameter: Any) -> bool:
+        for call in self.readers[id(parameter)]:
+            func, _, result = self.calls[call]
+            is_product = func in PRODUCTS or (func in VIEWS and self._only_in_products(result))
+            if not (is_product and self.in_bfloat16[call]):
+                return False
+        return True
 
     def _convolutions(self) -> dict[str, tuple[int, Sequence[Any], Any]]:
         """Return call, arguments and result of each convolution whose weights nothing else reads, by module name."""
@@ -224,12 +251,17 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         module.register_forward_pre_hook(begin)
         module.register_forward_hook(end)
 
-    def _watch_autocast(self, name: str, module: nn.Module) -> None:
-        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            on = all(torch.is_autocast_enabled(device) for device in DEVICES)
-            self.autocast[name] = on and self.autocast.get(name, True)
 
-        module.register_forward_pre_hook(note)
+class _AutocastOf(TorchFunctionMode):
+    """Tells a log whether autocast is on, which only the functions above its operations can see."""
+
+    def __init__(self, log: _Log) -> None:
+        super().__init__()
+        self.log = log
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.log.autocasts = _autocasts_to_bfloat16()
+        return func(*args, **(kwargs or {}))
 
 
 def _plain(arguments: Sequence[Any]) -> bool:

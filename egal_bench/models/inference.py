@@ -138,13 +138,13 @@ class Compiled(nn.Module):
 
     def _padded(self, images: Tensor) -> Tensor:
         missing = self.batch - len(images)
-        batch = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
         try:
+            batch = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
             with self.compiling():  # read when the first batch is traced
                 return self.trunk(batch.contiguous(memory_format=torch.channels_last))[: len(images)]
         except Exception as error:
             if isinstance(error, RuntimeError) and out_of_memory(error):
-                self.batch = max(self.batch // 2, 1)
+                self.batch = max(len(images) // 2, 1)
                 raise
             if isinstance(error, UserCodeError):
                 raise

@@ -108,7 +108,8 @@ def _disjoint(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
     """Return the settings of which two profiles share no value, as phrases such as "batch 32 → 64"."""
     phrases = []
     for name in KEY:
-        values = [sorted(map(str, table[name].dropna().unique())) for table in (old, new)]
+        values = [sorted({f"{value:g}" if isinstance(value, float) else str(value) for value in table[name].dropna()})
+                  for table in (old, new)]  # fmt: skip
         if not set(values[0]) & set(values[1]) and any(values):
             phrases.append(f"{name} " + " → ".join(", ".join(texts) or "none" for texts in values))
     return phrases or ["no stage has the same settings in both"]
@@ -116,7 +117,7 @@ def _disjoint(old: pd.DataFrame, new: pd.DataFrame) -> list[str]:
 
 def _batches(common: pd.DataFrame) -> int | None:
     """Return the number of batches in the shortest pass of two profiles whose rows are merged in `common`."""
-    passes = common[(common["benchmark"] == "profile") & (common["stage"] == "pass")]
+    passes = common[(common["benchmark"] == "profile") & (common["stage"] == "pass") & common["batch"].notna()]
     batches = passes[["samples_old", "samples_new"]].min(axis=1) // passes["batch"]
     return None if batches.empty else int(batches.min())
 

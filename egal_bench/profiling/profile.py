@@ -204,7 +204,8 @@ def _folded(network: Network, config: Config) -> str:
     folds = usable_folds(network, config.precision)
     folded = len(folds.behind) + len(folds.before)
     why = "" if folded == norms else " (docs/passes.md says which are not)"
-    return f"{folded} of {norms} batch norms are part of convolutions{why}" if norms else ""
+    are = "batch norm is" if norms == 1 else "batch norms are"
+    return f"{folded} of {norms} {are} part of convolutions{why}" if norms else ""
 
 
 def _settings(subject: _Subject) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import cast
 
 from egal_bench.errors import BenchError, UserCodeError
-from egal_bench.interrupts import raise_on
+from egal_bench.interrupts import raised_by
 from egal_bench.models.process import prepare_process
 from egal_bench.runs.engine import USER_ERRORS, named
 from egal_bench.runs.events import Event, RunDone
@@ -31,7 +31,7 @@ from egal_bench.runs.workspace import Workspace
 # Windows cannot fork.
 CONTEXT = multiprocessing.get_context("forkserver") if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
-PATIENCE_S = 10  # a worker that has not ended by then gets SIGTERM again
+PATIENCE_S = 30  # for which a worker may clean up
 LONGEST_TMPDIR = 60  # characters: the name of a socket has 108, and multiprocessing appends up to 40
 
 
@@ -119,10 +119,10 @@ def _start_worker() -> tuple[Connection, multiprocessing.process.BaseProcess]:
 
 
 def _end(processes: list[multiprocessing.process.BaseProcess]) -> None:
-    """End worker processes, and wait for it. A signal that the user's code has swallowed is sent again."""
-    while processes:
+    """End worker processes: by SIGTERM, by another one where code of the user has swallowed it, or else by SIGKILL."""
+    for end in ("terminate", "terminate", "kill"):
         for process in processes:
-            process.terminate()
+            getattr(process, end)()
         latest = monotonic() + PATIENCE_S
         for process in processes:
             process.join(max(latest - monotonic(), 0))
@@ -153,14 +153,12 @@ class _Terminated(KeyboardInterrupt):
 def _serve(connection: Connection) -> None:
     """Execute tasks from `connection` and answer with their events, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    raise_on(signal.SIGTERM, _Terminated)  # so that `finally` blocks run
-    try:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's may be to ignore it
+    with suppress(_Terminated), raised_by(signal.SIGTERM, _Terminated):  # so that `finally` blocks run
         prepare_process()
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             _answer(connection)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends now, whatever comes
-    except _Terminated:
-        pass
 
 
 def _answer(connection: Connection) -> None:

@@ -94,6 +94,15 @@ def test_training_options_are_refused_where_nothing_is_trained():
             resolve({"regime": "frozen", name: value})
 
 
+def test_compile_is_read_as_it_is_written_in_yaml(tmp_path):
+    for word in ("on", "off", "auto"):
+        (tmp_path / "config.yaml").write_text(f"compile: {word}\n")
+        assert resolve({}, file=tmp_path / "config.yaml").compile == word
+    (tmp_path / "config.yaml").write_text("precision: on\n")
+    with pytest.raises(BenchError, match=r"\(got True\)$"):
+        resolve({}, file=tmp_path / "config.yaml")
+
+
 def test_a_refused_switch_has_no_value_to_repeat():
     with pytest.raises(BenchError, match=r"choose that regime$"):
         resolve({"regime": "frozen", "cuda_graphs": True})

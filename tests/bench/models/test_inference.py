@@ -30,7 +30,7 @@ def test_weights_in_bfloat16_err_no_more_than_autocast_does():
 
 
 class PartlyInFloat32(nn.Module):
-    """A trunk that keeps one of its three convolutions in float32, and calls one without its forward pass."""
+    """A trunk that keeps one of its three convolutions in float32, and reads the weights of one as a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,9 +38,49 @@ class PartlyInFloat32(nn.Module):
 
     def forward(self, images):
         maps = self.narrow(images)
-        with torch.autocast(images.device.type if images.device.type != "meta" else "cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):
             maps = self.wide(maps.float())
         return nn.functional.conv2d(maps, self.read.weight)
+
+
+class KeepsByItsImages(PartlyInFloat32):
+    """The same, in the usual words, which PyTorch refuses for images without data."""
+
+    def forward(self, images):
+        maps = self.narrow(images)
+        with torch.autocast(images.device.type, enabled=False):
+            maps = self.wide(maps.float())
+        return nn.functional.conv2d(maps, self.read.weight)
+
+
+class ReadsTwice(PartlyInFloat32):
+    """A trunk that also reads the weights of its layers in other ways."""
+
+    def forward(self, images):
+        maps = self.read(self.wide(self.narrow(images)) * self.wide.weight.sum())
+        with torch.autocast("cpu", enabled=False):
+            return nn.functional.conv2d(maps.float(), self.narrow.weight)
+
+
+class InFloat16(PartlyInFloat32):
+    def forward(self, images):
+        with torch.autocast("cpu", dtype=torch.float16):
+            return self.read(self.wide(self.narrow(images)))
+
+
+@pytest.mark.parametrize("trunk", [KeepsByItsImages, ReadsTwice, InFloat16])
+@torch.no_grad()
+def test_copy_reads_weights_in_the_precision_of_the_trunk(trunk):
+    torch.manual_seed(0)
+    network = Network(trunk(), LinearHead(3, 2), [0.5] * 3, [0.25] * 3, 16).eval()
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    with autocast("cpu", "bfloat16"):
+        assert torch.equal(inference_network(network, "cpu", "bfloat16").features(images), network.features(images))
+
+
+def test_weights_that_are_read_as_a_function_are_converted_too():
+    folds = build("eva02_tiny_patch14_224", 2, image_channels=3, image_size=56, size=None, seed=0).folds
+    assert sum("qkv" in name for name in folds.autocast) == 12
 
 
 @torch.no_grad()
@@ -48,7 +88,7 @@ def test_layers_that_a_trunk_keeps_in_float32_stay_there():
     network = Network(PartlyInFloat32(), LinearHead(3, 2), [0.5] * 3, [0.25] * 3, 16).eval()
     copied = inference_network(network, "cpu", "bfloat16")
     assert {name: weight.dtype for name, weight in copied.trunk.named_parameters()} == {
-        "narrow.weight": torch.bfloat16, "wide.weight": torch.float32, "read.weight": torch.float32,
+        "narrow.weight": torch.bfloat16, "wide.weight": torch.float32, "read.weight": torch.bfloat16,
     }  # fmt: skip
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     with autocast("cpu", "bfloat16"):
@@ -133,6 +173,10 @@ def test_compiled_batches_are_halved_where_the_memory_ends(monkeypatch):
     parts = [trunk(images[:4]), trunk(images[4:])]  # what a pass does then
     assert torch.equal(torch.cat(parts), images)
     assert sizes == [8, 4, 4]
+    short = Compiled(nn.Conv2d(1, 1, 1), batch=256)  # for a pass of fewer images than a batch
+    with pytest.raises(torch.OutOfMemoryError):
+        short(images)
+    assert short.batch == 4
 
 
 def test_no_timing_decides_which_kernels_are_compiled(monkeypatch):

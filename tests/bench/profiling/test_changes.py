@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -88,6 +89,14 @@ def test_profiles_of_different_settings_are_not_compared(written, settings, name
     new = written("new.parquet", {"pass": runs(1, 0)}, **settings)
     with pytest.raises(BenchError, match=re.escape(f"nothing in common ({named}): ")):
         changes(load(old), load(new))
+
+
+def test_numbers_are_named_alike_where_a_table_also_has_rows_without_them(written):
+    old = written("old.parquet", {"pass": runs(1, 0)})
+    new = written("new.parquet", {"pass": runs(1, 0)}, precision="bfloat16")
+    with_nulls = pd.concat([load(new), load(new).assign(batch=np.nan, size=np.nan)])
+    with pytest.raises(BenchError, match=re.escape("nothing in common (precision float32 → bfloat16): ")):
+        changes(load(old), with_nulls)
 
 
 @pytest.mark.parametrize(("samples", "words"), [(64, "only 2 batches,"), (32, "only 1 batch,"), (320, "")])

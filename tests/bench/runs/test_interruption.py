@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from bench.command_line import Command, error_of
+from bench.command_line import EGAL_BENCH, Command, error_of
 from bench.tiny import FLAGS
+from egal_bench.runs import local_engine
 from egal_bench.tables.results import load
 
 
@@ -96,16 +97,80 @@ def test_ctrl_c_during_a_destructor_is_not_lost(started, tmp_path, workers, seco
     assert (tmp_path / "whole").exists() == (seconds < 600)
 
 
+def test_ctrl_c_is_delivered_once_though_a_destructor_fails_during_clean_up(tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "class Handle:\n"
+        "    def __del__(self): raise OSError('closed twice')\n"
+        "class Failing:\n"
+        "    needs_roi = needs_features = False\n"
+        "    def __call__(self, pool):\n"
+        "        try:\n"
+        "            Path('called').touch()\n"
+        "            time.sleep(600)\n"
+        "        finally:\n"
+        "            Handle()\n"
+        "            time.sleep(0.5)\n"
+        "            Path('cleaned').touch()\n"
+    )
+    command = [EGAL_BENCH, "compare", *FLAGS, "--workers=1", "--out=cut", "--strategies=failing:Failing"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "called").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert "closed twice" in errors
+    assert errors.splitlines()[-1].startswith("error: interrupted")
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_what_is_done_at_the_exit_is_not_cut_short(tmp_path):
+    script = (
+        "import atexit, signal, sys, time\n"
+        "from egal_bench.interrupts import raised_by\n"
+        "def last(): print('exiting', flush=True); time.sleep(0.5); print('done', flush=True)\n"
+        "atexit.register(last)\n"
+        "atexit.register(last)\n"
+        "with raised_by(signal.SIGINT, KeyboardInterrupt): pass\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline() == "exiting\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[0] == "exiting\ndone\n"
+
+
+def ignore_sigterm(ready) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(600)
+
+
+def test_worker_that_ignores_every_signal_is_killed(monkeypatch):
+    monkeypatch.setattr(local_engine, "PATIENCE_S", 0.1)
+    ready = local_engine.CONTEXT.Event()
+    process = local_engine.CONTEXT.Process(target=ignore_sigterm, args=(ready,))
+    process.start()
+    assert ready.wait(60)
+    local_engine._end([process])
+    process.join(10)
+    assert process.exitcode == -signal.SIGKILL
+
+
 def test_ctrl_c_during_an_import_does_not_pass_for_a_missing_package(tmp_path):
     (tmp_path / "slow.py").write_text("import time\nprint('imported', flush=True)\ntime.sleep(0.5)\n")
     script = (
         "import signal, time\n"
-        "from egal_bench.interrupts import raise_on\n"
-        "raise_on(signal.SIGINT, KeyboardInterrupt)\n"
-        "try: import slow\n"
-        "except BaseException: print('absent')\n"
-        "try: time.sleep(600)\n"
-        "except KeyboardInterrupt: print('interrupted')\n"
+        "from egal_bench.interrupts import raised_by\n"
+        "with raised_by(signal.SIGINT, KeyboardInterrupt):\n"
+        "    try: import slow\n"
+        "    except BaseException: print('absent')\n"
+        "    try: time.sleep(600)\n"
+        "    except KeyboardInterrupt: print('interrupted')\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "imported\n"
