@@ -195,9 +195,9 @@ def test_a_trial_draws_nothing_from_the_random_generator():
 
 
 def test_folds_that_change_a_map_are_discarded(monkeypatch):
-    wrong = Folds(behind=(("conv", "norm"),), activated=(("last", "act"),))
+    wrong = Folds(behind=(("conv", "norm"),), activated=(("last", "act"),), autocast=("conv",))
     monkeypatch.setattr(checked_folds, "folds_of", lambda *args: wrong)
-    assert not checked_folds.checked_folds(Layers(), 3, SIDE).change_sums
+    assert checked_folds.checked_folds(Layers(), 3, SIDE) == Folds(autocast=("conv",))
 
 
 def test_right_folds_stand_the_trial_also_in_inference_mode():
