@@ -15,7 +15,7 @@ from egal_bench.models.process import prepare_process
 from egal_bench.querying.score_shard import NotFiniteError, score_shard
 from egal_bench.querying.shard_task import ShardTask
 from egal_bench.runs.engine import USER_ERRORS
-from egal_bench.runs.local_engine import CONTEXT
+from egal_bench.runs.local_engine import CONTEXT, end_processes
 from egal_shards import ShardError
 from egal_shards.index import Index
 
@@ -80,8 +80,8 @@ def _in_processes(work: Iterator[Work], workers: int) -> Iterator[tuple[ShardTas
                 yield task, outcome, message
         finished = True  # and each worker ends, since its connection is closed
     finally:
-        for process in processes if not finished else ():
-            process.terminate()
+        if not finished:
+            end_processes(processes)
         for process in processes:
             process.join()
 

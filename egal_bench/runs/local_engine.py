@@ -83,7 +83,7 @@ class LocalEngine:
         finally:
             for connection in busy:
                 connection.close()  # a worker that outlasts SIGTERM ends when it sends or receives
-            _end(processes)
+            end_processes(processes)
 
 
 def load_ahead(regime: str) -> None:
@@ -118,7 +118,7 @@ def _start_worker() -> tuple[Connection, multiprocessing.process.BaseProcess]:
     return parent_end, process
 
 
-def _end(processes: list[multiprocessing.process.BaseProcess]) -> None:
+def end_processes(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
     """End worker processes: by SIGTERM, by another one where code of the user has swallowed it, or else by SIGKILL."""
     for end in ("terminate", "terminate", "kill"):
         for process in processes:

@@ -158,7 +158,7 @@ def test_worker_that_ignores_every_signal_is_killed(monkeypatch):
     process = local_engine.CONTEXT.Process(target=ignore_sigterm, args=(ready,))
     process.start()
     assert ready.wait(60)
-    local_engine._end([process])
+    local_engine.end_processes([process])
     process.join(10)
     assert process.exitcode == -signal.SIGKILL
 
